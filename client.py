@@ -1,0 +1,199 @@
+"""One FedAvg client: trains on its own images, which never leave it, and exchanges weights over gRPC."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.client import NumPyClient
+from tqdm import tqdm
+
+import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
+import model
+from data import DataError, open_dataset
+from federation.connection import parse_server_address, stay_connected
+from federation.handshake import load_secret
+from federation.member import Member, Seat, leave
+from federation.partition import partition, split_test_set
+from federation.words import fail, say
+
+
+class CifarClient(NumPyClient):
+    """The learning itself: a network, this client's images, and Flower's four methods."""
+
+    def __init__(self, dataset, seat: Seat, *, device: str = "cpu", threads: int | None = None) -> None:
+        self.seat = seat
+        self.recipe = recipe = seat.recipe
+        self.classes = dataset.classes
+        self.device = torch.device(device)
+        self.threads = threads
+        train, test = share(dataset, seat)
+        self.train_images, self.train_labels = load(dataset, "train", train, recipe.seed)
+        self.test_images, self.test_labels = load(dataset, "test", test, recipe.seed)
+        self.num_train, self.num_test = len(train), len(test)
+        self.network = model.build(recipe.model, len(self.classes), recipe.seed).to(self.device)
+        self.statistics = model.statistics(self.network)
+        self.accuracy: float | None = None  # of the newest global model, on this client's test images
+
+    def get_parameters(self, config: dict) -> list[np.ndarray]:
+        return model.get_weights(self.network)
+
+    def set_parameters(self, parameters: list[np.ndarray]) -> None:
+        model.set_weights(self.network, parameters)
+
+    def fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        server_round, recipe = config["server_round"], self.recipe
+        self.use_cores(config["clients_on_host"])
+        self.set_parameters(parameters)
+        began = time.monotonic()
+        with tqdm(desc=f"round {server_round}", unit=" batches", leave=False, disable=None) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            loss = model.train(
+                self.network,
+                self.train_images,
+                self.train_labels,
+                epochs=recipe.local_epochs,
+                batch_size=recipe.batch_size,
+                learning_rate=recipe.learning_rate,
+                start=(server_round - 1) / recipe.rounds,
+                end=server_round / recipe.rounds,
+                seed=round_seed(recipe.seed, self.seat.partition, server_round),
+                on_batch=show,
+            )
+        seconds = time.monotonic() - began
+        say(f"round {server_round}: trained on {self.num_train:,} images in {seconds:.1f} s, loss {loss:.3f}")
+        return self.get_parameters({}), self.num_train, {"train_loss": loss}
+
+    def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
+        self.use_cores(config["clients_on_host"])
+        self.set_parameters(parameters)
+        loss, self.accuracy = model.evaluate(self.network, self.test_images, self.test_labels)
+        return loss, self.num_test, {"accuracy": self.accuracy}
+
+    def use_cores(self, clients_on_host: int) -> None:
+        """Share the machine's cores with the other clients on it instead of fighting for them."""
+        torch.set_num_threads(self.threads or max(1, num_cores() // clients_on_host))
+
+
+def share(dataset, seat: Seat) -> tuple[np.ndarray, np.ndarray]:
+    """Which training and test examples are this client's. Raises ValueError where there are too few."""
+    recipe = seat.recipe
+    labels = {split: dataset.labels(split, recipe.seed) for split in ("train", "test")}
+    train = partition(recipe.partitioner, labels["train"], seat.num_partitions, recipe.seed, recipe.alpha)
+    test = split_test_set(recipe.partitioner, labels["test"], seat.num_partitions, recipe.seed)
+    return train[seat.partition], test[seat.partition]
+
+
+def load(dataset, split: str, indices: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of these examples."""
+    return torch.from_numpy(dataset.images(split, indices, seed)), torch.from_numpy(
+        dataset.labels(split, seed)[indices]
+    )
+
+
+def round_seed(seed: int, partition: int, server_round: int) -> int:
+    """Randomness as a function of these three, so that a client that died and came back trains the same."""
+    return int(np.random.SeedSequence([seed, partition, server_round]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def introduce(client: CifarClient) -> None:
+    """Say what this client holds: its class distribution."""
+    seat = client.seat
+    say(
+        f"joined as client {seat.partition} of {seat.num_partitions}, "
+        f"with {client.num_train:,} training and {client.num_test:,} test images"
+    )
+    counts = np.bincount(client.train_labels, minlength=len(client.classes))
+    names = zip(client.classes, counts, strict=True)
+    say("training images by class: " + ", ".join(f"{name} {count:,}" for name, count in names))
+
+
+def show_final_model(client: CifarClient, save: str | None) -> None:
+    """What this client can do with the global model that the run left it."""
+    say(f"accuracy of the final global model on this client's {client.num_test:,} test images: {client.accuracy:.4f}")
+    if save:
+        state = {name: value.cpu() for name, value in client.network.state_dict().items()}
+        torch.save(state, save)
+        say(f"saved the final global model as {save}")
+    some = np.linspace(0, client.num_test - 1, min(10, client.num_test)).astype(int)
+    guesses = model.predict(client.network, client.test_images[some]).argmax(1)
+    say("ten of its test images (truth → prediction):")
+    for label, guess in zip(client.test_labels[some].tolist(), guesses.tolist(), strict=True):
+        say(f"  {'✓' if label == guess else '✗'} {client.classes[label]} → {client.classes[guess]}")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--server", default="127.0.0.1:8080", metavar="HOST:PORT", help="where the server listens")
+    add("--dataset", default="cifar10", help="cifar10, synthetic (generated), or a FOLDER of train|test/<class>/*")
+    add("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
+    add("--partition-id", type=int, metavar="N", help="ask for a certain partition (default: the first free)")
+    add(
+        "--threads", type=int, metavar="N", help="CPU threads (default: a share of the cores among this host's clients)"
+    )
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
+    add("--save", metavar="FILE", help="keep the final global model as a PyTorch state_dict")
+    add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
+    add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
+    add("--ca-certificate", metavar="FILE", help="the authority of the server's TLS certificate; turns TLS on")
+    args = parser.parse_args(argv)
+    try:
+        parse_server_address(args.server)
+    except ValueError as error:
+        parser.error(f"--server {error}")
+    if args.partition_id is not None and args.partition_id < 0:
+        parser.error(f"--partition-id must be at least 0, got {args.partition_id}")
+    if args.threads is not None and args.threads < 1:
+        parser.error(f"--threads must be at least 1, got {args.threads}")
+    if args.wait < 0:
+        parser.error(f"--wait must be at least 0, got {args.wait:g}")
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if args.device == "auto":
+        args.device = next(name for name, there in available.items() if there())
+    elif not available[args.device]():
+        parser.error(f"--device {args.device} is not there on this machine; use --device auto")
+    if args.save and not Path(args.save).absolute().parent.is_dir():
+        parser.error(f"--save {args.save}: its folder does not exist")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    torch.set_num_threads(args.threads or 1)
+    try:
+        certificates = Path(args.ca_certificate).read_bytes() if args.ca_certificate else None
+        dataset = open_dataset(args.dataset, args.data_dir)
+    except (DataError, OSError) as error:
+        fail(str(error))
+
+    def open_client(seat: Seat) -> CifarClient:
+        client = CifarClient(dataset, seat, device=args.device, threads=args.threads)
+        introduce(client)
+        return client
+
+    wanted = -1 if args.partition_id is None else args.partition_id
+    member = Member(open_client, dataset.classes, secret=load_secret(args.secret_file), wanted_partition=wanted)
+    stay_connected(member, args.server, wait=args.wait, root_certificates=certificates)
+    leave(member)
+    show_final_model(member.client, args.save)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

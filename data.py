@@ -1,0 +1,171 @@
+"""Images in memory: CIFAR-10, a folder of image files, or generated shapes. Replace this file for your own data.
+
+A data set has class names, labels(split, seed) for all its examples, and images(split, indices, seed)
+that reads only those. Splits are "train" and "test"; images are (n, 3, 32, 32) uint8, labels (n,) int64.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+SIDE = 32  # pixels
+IMAGE_FILES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class DataError(Exception):
+    """The data can't be had; the text is one line with the path or the reason, and the way out."""
+
+
+class Folder:
+    """train/<class>/* and test/<class>/*, image files of any size (torchvision's ImageFolder layout)."""
+
+    def __init__(self, root: str):
+        self.root = Path(root)
+        self._files = {split: self._list(split) for split in ("train", "test")}
+        self.classes = list(self._files["train"])
+        if self.classes != list(self._files["test"]):
+            odd = sorted(set(self.classes) ^ set(self._files["test"]))
+            raise DataError(
+                f"{self.root}: train and test have different classes ({', '.join(odd)} in one only); "
+                "give both the same subfolders"
+            )
+
+    def _list(self, split: str) -> dict[str, list[str]]:
+        """Paths by class, both sorted, so that the order is the same on every machine."""
+        folder = self.root / split
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder; --dataset FOLDER must hold train/<class>/* and test/<class>/*")
+        files = {}
+        for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+            names = sorted(entry.name for entry in os.scandir(folder / name))
+            files[name] = [f"{folder}/{name}/{file}" for file in names if Path(file).suffix.lower() in IMAGE_FILES]
+            if not files[name]:
+                raise DataError(f"{folder / name} holds no image files; put some there, or remove the folder")
+        if len(files) < 2:
+            raise DataError(f"{folder} holds {len(files)} class folders; a classifier needs two at least")
+        return files
+
+    def labels(self, split: str, seed: int) -> np.ndarray:
+        return np.repeat(np.arange(len(self.classes)), [len(files) for files in self._files[split].values()])
+
+    def images(self, split: str, indices: np.ndarray, seed: int) -> np.ndarray:
+        paths = [path for files in self._files[split].values() for path in files]
+        images = np.empty((len(indices), 3, SIDE, SIDE), np.uint8)
+        # One thread: for small files four are slower, as opening one is mostly Python.
+        for row, i in enumerate(tqdm(indices, f"reading {split} images", delay=2, leave=False, disable=None)):
+            images[row] = read_image(paths[i])
+        return images
+
+
+class Cifar10:
+    """CIFAR-10 by torchvision: downloaded once into data_dir, checked by its checksum."""
+
+    def __init__(self, data_dir: str):
+        self.root = data_dir
+        self.classes = list(self._load("test").classes)
+
+    def _load(self, split: str):  # -> torchvision.datasets.CIFAR10
+        from filelock import FileLock  # both only here: importing torchvision costs 170 MB and a second
+        from torchvision.datasets import CIFAR10
+
+        try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            with FileLock(Path(self.root) / ".download.lock"):  # of several clients, one downloads
+                socket.setdefaulttimeout(30)  # a firewall that swallows packets must not hang us
+                if not (Path(self.root) / CIFAR10.base_folder).exists():
+                    print(f"downloading CIFAR-10 (170 MB, once) into {self.root}", file=sys.stderr)
+                return CIFAR10(self.root, train=split == "train", download=True)
+        except Exception as error:  # urllib, tarfile and torchvision raise a dozen kinds between them
+            reason = getattr(error, "reason", None) or error
+            raise DataError(
+                f"CIFAR-10 can't be had in {self.root} ({type(error).__name__}: {reason}); "
+                "use --dataset synthetic, or --dataset FOLDER with images of your own"
+            ) from None
+        finally:
+            socket.setdefaulttimeout(None)
+
+    def labels(self, split: str, seed: int) -> np.ndarray:
+        return np.array(self._load(split).targets, np.int64)
+
+    def images(self, split: str, indices: np.ndarray, seed: int) -> np.ndarray:
+        return np.ascontiguousarray(self._load(split).data[indices].transpose(0, 3, 1, 2))
+
+
+class Synthetic:
+    """Ten shapes of random place, size and colour in noise: no download, a function of the seed alone."""
+
+    def __init__(self) -> None:
+        self.classes = ["checks", "cross", "diagonal", "disc", "frame", "lines", "ring", "rungs", "square", "triangle"]
+        self.sizes = {"train": 6000, "test": 1500}
+        self.noise = 60.0  # standard deviation, in grey levels of 255: learnable, but not after one round
+
+    def labels(self, split: str, seed: int) -> np.ndarray:
+        return np.arange(self.sizes[split]) % len(self.classes)
+
+    def images(self, split: str, indices: np.ndarray, seed: int) -> np.ndarray:
+        """All of the split is drawn, so that an image doesn't depend on which others are asked for."""
+        rng = np.random.default_rng([seed, split == "test"])
+        n = self.sizes[split]
+        x0, y0 = rng.uniform(11, 21, (2, n, 1, 1)).astype(np.float32)
+        radius = rng.uniform(6, 10, (n, 1, 1)).astype(np.float32)
+        paper, ink = rng.uniform(0, 255, (2, n, 3, 1, 1)).astype(np.float32)
+        noise = rng.standard_normal((n, 1, SIDE, SIDE), np.float32) * self.noise
+        pixels = np.arange(SIDE, dtype=np.float32)
+        x = (pixels[None, None, :] - x0[indices]) / radius[indices]  # (n, 1, 32), in radii from the centre
+        y = (pixels[None, :, None] - y0[indices]) / radius[indices]  # (n, 32, 1)
+        mask = np.choose(self.labels(split, seed)[indices, None, None], _shapes(x, y))
+        images = np.where(mask[:, None], ink[indices], paper[indices]) + noise[indices]
+        return images.clip(0, 255).astype(np.uint8)
+
+
+def _shapes(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Which pixels belong to the shape, for each of Synthetic.classes; every shape fits into |x|, |y| < 1."""
+    square, distance = np.maximum(abs(x), abs(y)), np.hypot(x, y)
+    inside = square < 1
+    return [
+        inside & ((np.floor(x * 2) + np.floor(y * 2)) % 2 == 0),  # checks
+        inside & (np.minimum(abs(x), abs(y)) < 0.3),  # cross
+        inside & (np.minimum(abs(x - y), abs(x + y)) < 0.4),  # diagonal
+        distance < 1,  # disc
+        inside & (square > 0.6),  # frame
+        inside & (np.floor(x * 2.5) % 2 == 0),  # lines
+        (distance < 1) & (distance > 0.6),  # ring
+        inside & (np.floor(y * 2.5) % 2 == 0),  # rungs
+        inside,  # square
+        inside & (abs(x) < (y + 1) / 2),  # triangle
+    ]
+
+
+def read_image(path: str) -> np.ndarray:
+    """Any image file as (3, 32, 32) uint8: greyscale becomes RGB, transparency white, oblongs are cropped to squares.
+
+    Raises DataError with the path where the file is no readable image.
+    """
+    from PIL import Image, ImageOps  # only here: generated images do without
+
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("RGB", "L"):
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
+            if image.size != (SIDE, SIDE):
+                image = ImageOps.fit(image, (SIDE, SIDE))
+            return np.asarray(image).transpose(2, 0, 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not a readable image ({type(error).__name__}); mend or remove it") from None
+
+
+def open_dataset(name: str, data_dir: str) -> "Folder | Cifar10 | Synthetic":
+    """The data set of --dataset: cifar10, synthetic, or a folder's path. Raises DataError where it can't be had."""
+    if name == "synthetic":
+        return Synthetic()
+    if name == "cifar10":
+        return Cifar10(data_dir)
+    if not Path(name).exists():
+        raise DataError(f"--dataset {name!r} is neither cifar10, nor synthetic, nor a folder that exists")
+    return Folder(name)

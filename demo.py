@@ -1,0 +1,160 @@
+"""The whole federation on this machine: one server and its clients, from one command."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
+from data import DataError, open_dataset
+from federation.report import table
+from federation.words import fail
+
+COLOURS = [36, 32, 33, 35, 34, 31]  # ANSI: the server's, then the clients'
+
+
+class Cast:
+    """The processes of a demo; they end with it, whatever happens."""
+
+    def __init__(self) -> None:
+        self.processes: dict[str, subprocess.Popen] = {}
+        self._readers: list[threading.Thread] = []
+
+    def start(self, name: str, command: list[str]) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-u", *command],
+            cwd=Path(__file__).parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends the others in order
+        )
+        colour = COLOURS[len(self.processes) % len(COLOURS)]
+        self.processes[name] = process
+        reader = threading.Thread(target=_pass_on, args=(name, colour, process), daemon=True)
+        reader.start()
+        self._readers.append(reader)
+
+    def wait(self) -> dict[str, int]:
+        """Exit codes by name, once all have ended. When the server fails, the clients are ended too."""
+        server = self.processes["server"]
+        while any(process.poll() is None for process in self.processes.values()):
+            if server.poll() not in (None, 0):
+                self.end()
+            clients = [process for name, process in self.processes.items() if name != "server"]
+            if server.poll() is None and all(process.poll() is not None for process in clients):
+                self._end_one(server)  # nobody is left who could come back
+            time.sleep(0.1)
+        for reader in self._readers:
+            reader.join(5)
+        return {name: process.returncode for name, process in self.processes.items()}
+
+    def end(self) -> None:
+        for process in reversed(self.processes.values()):
+            self._end_one(process)
+
+    def _end_one(self, process: subprocess.Popen) -> None:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(6)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _pass_on(name: str, colour: int, process: subprocess.Popen) -> None:
+    label = f"{name:<8} |"
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        label = f"\033[{colour}m{label}\033[0m"
+    for line in process.stdout:
+        print(label, line.rstrip(), flush=True)
+
+
+def choose_dataset(name: str | None, data_dir: str) -> str:
+    """The data set to run on: the one asked for, or CIFAR-10, or, loudly, generated images where it can't be had."""
+    try:
+        open_dataset(name or "cifar10", data_dir)
+        return name or "cifar10"
+    except DataError as error:
+        if name:
+            fail(str(error))
+        stars = "*" * 78
+        print(
+            f"{stars}\n{error}.\n\nGoing on with GENERATED images (--dataset synthetic). "
+            f"Their accuracy means nothing for CIFAR-10.\n{stars}",
+            flush=True,
+        )
+        return "synthetic"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        usage="%(prog)s [options] [-- options of server.py]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--clients", type=int, default=3, metavar="N", help="how many")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="server rounds")
+    parser.add_argument("--dataset", help="cifar10, synthetic, or a FOLDER (default: cifar10, else synthetic)")
+    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
+    parser.add_argument("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
+    own, server = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    args = parser.parse_args(own)
+    for flag in ("clients", "rounds"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag} must be at least 1, got {getattr(args, flag)}")
+    return args, server
+
+
+def main() -> int:
+    args, server_options = parse_args(sys.argv[1:])
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    dataset = str(Path(choose_dataset(args.dataset, args.data_dir)))
+    if Path(dataset).is_dir():
+        dataset = str(Path(dataset).resolve())  # the processes run in the project's folder
+    address = f"127.0.0.1:{free_port()}"
+    run_dir = Path(args.run_dir or time.strftime("runs/%Y-%m-%d-%H%M%S")).resolve()
+    cast = Cast()
+    try:
+        counts = ["--rounds", str(args.rounds), "--clients", str(args.clients)]
+        cast.start("server", ["server.py", "--address", address, "--run-dir", str(run_dir), *counts, *server_options])
+        for number in range(args.clients):
+            where = ["--server", address, "--dataset", dataset, "--data-dir", str(Path(args.data_dir).resolve())]
+            cast.start(f"client {number}", ["client.py", *where, "--wait", "60"])
+        codes = cast.wait()
+    finally:
+        cast.end()
+    failed = {name: code for name, code in codes.items() if code}
+    if failed:
+        ended = ", ".join(f"{name} ended with exit code {code}" for name, code in failed.items())
+        print(f"demo: {ended}", file=sys.stderr)
+        return 2 if codes["server"] == 2 else 1
+    history = json.loads((run_dir / "history.json").read_text())
+    print(f"\n{table(history['rounds'])}\n")
+    if dataset == "synthetic":
+        print("These are generated images: their accuracy means nothing for CIFAR-10.")
+    print(f"picture: {run_dir / 'accuracy.png'}\ntotal time: {time.monotonic() - began:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

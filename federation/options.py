@@ -1,0 +1,197 @@
+"""The server's command line: every flag, and every way to use it wrongly in one line."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from federation.connection import is_loopback, parse_server_address
+from federation.partition import PARTITIONERS
+from federation.recipe import MODELS, RECIPE_FIELDS, Recipe, flag
+from federation.rounds import Terms
+from federation.run_folder import RunFolder
+from federation.strategy import STRATEGIES
+
+TERMS_FIELDS = tuple(field.name for field in dataclasses.fields(Terms))
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    recipe, terms = Recipe(), Terms()
+    parser = argparse.ArgumentParser(description=description, usage="%(prog)s [options]; --help lists them")
+    default = "(default: %(default)s)"
+
+    add = parser.add_argument_group("the run").add_argument
+    add("--address", default="127.0.0.1:8080", metavar="HOST:PORT", help=f"where to listen {default}")
+    add("--rounds", type=int, default=recipe.rounds, metavar="N", help=f"server rounds {default}")
+    add("--clients", type=int, default=terms.clients, metavar="N", help=f"places; round 1 waits for all {default}")
+    add(
+        "--fraction-fit",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help=f"part of the clients that train {default}",
+    )
+    add("--target-accuracy", type=float, metavar="A", help="end the run after the first round that reaches it")
+    add("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
+    add("--resume", metavar="RUN_DIR", help="go on with a run after its last whole round")
+
+    add = parser.add_argument_group("the recipe, which every client gets").add_argument
+    add("--model", default=recipe.model, metavar="|".join(MODELS), help=f"network of model.py {default}")
+    add(
+        "--local-epochs",
+        type=int,
+        default=recipe.local_epochs,
+        metavar="N",
+        help=f"passes over its images {default}",
+    )
+    add("--batch-size", type=int, metavar="N", help=f"images in a step (default: {by_model(0)})")
+    add("--learning-rate", type=float, metavar="R", help=f"peak of its schedule (default: {by_model(1)})")
+    add(
+        "--partitioner",
+        default=recipe.partitioner,
+        metavar="|".join(PARTITIONERS),
+        help=f"who holds what; whole: all of one's own {default}",
+    )
+    add(
+        "--alpha",
+        type=float,
+        default=recipe.alpha,
+        metavar="A",
+        help=f"of dirichlet; smaller is more skewed {default}",
+    )
+    add("--seed", type=int, default=recipe.seed, metavar="N", help=f"same seed, same bits {default}")
+
+    add = parser.add_argument_group("aggregation").add_argument
+    add("--strategy", default=terms.strategy, metavar="|".join(STRATEGIES), help=f"one of Flower's {default}")
+    add("--max-update-norm", type=float, metavar="N", help="clip what a client changes to this L2 norm (default: off)")
+
+    add = parser.add_argument_group("when clients come late, or go; times in seconds").add_argument
+    add("--min-clients", type=int, metavar="N", help=f"go on with so many (default: {terms.min_clients})")
+    add(
+        "--join-timeout",
+        type=float,
+        default=terms.join_timeout,
+        metavar="S",
+        help=f"for the first clients to come {default}",
+    )
+    add(
+        "--rejoin-wait",
+        type=float,
+        default=terms.rejoin_wait,
+        metavar="S",
+        help=f"for a free place to be taken {default}",
+    )
+    add(
+        "--round-timeout",
+        type=float,
+        default=terms.round_timeout,
+        metavar="S",
+        help=f"for a client to answer {default}",
+    )
+    add(
+        "--no-waiting-list",
+        action="store_true",
+        help="refuse clients that find no free place",
+    )
+
+    add = parser.add_argument_group("who may join").add_argument
+    add("--secret-file", metavar="FILE", help="the shared secret that clients must prove (or FEDERATION_SECRET)")
+    add("--certificate", metavar="FILE", help="the server's TLS certificate")
+    add("--private-key", metavar="FILE", help="its key")
+    add("--ca-certificate", metavar="FILE", help="the authority that signed it; clients get this file too")
+    add(
+        "--max-message-mb",
+        type=float,
+        default=64,
+        metavar="MB",
+        help=f"refuse larger messages {default}",
+    )
+    add("--insecure", action="store_true", help="listen beyond this machine without TLS and secret")
+    return parser
+
+
+def by_model(column: int) -> str:
+    return ", ".join(f"{values[column]} for {name}" for name, values in MODELS.items())
+
+
+def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags, with the recipe and the terms made of them. Exits with 2 and one line on wrong use."""
+    parser = build_parser(description)
+    args = parser.parse_args(argv)
+    args.config = None
+    if args.resume:
+        args.config = stored_config(parser, args)
+        stored = {key: value for key, value in args.config.items() if key in RECIPE_FIELDS or key in TERMS_FIELDS}
+        parser.set_defaults(**stored, config=args.config)
+        args = parser.parse_args(argv)
+        for key in RECIPE_FIELDS:
+            if getattr(args, key) != stored[key]:
+                theirs = f"{flag(key)} {getattr(args, key)}"
+                parser.error(f"--resume keeps the run's own recipe ({key} is {stored[key]}); leave out {theirs}")
+        if args.clients != stored["clients"]:
+            parser.error(
+                f"--resume keeps the run's own {stored['clients']} clients; leave out --clients {args.clients}"
+            )
+    batch_size, learning_rate = MODELS.get(args.model, (1, 1.0))
+    args.batch_size = batch_size if args.batch_size is None else args.batch_size
+    args.learning_rate = learning_rate if args.learning_rate is None else args.learning_rate
+    args.min_clients = min(Terms.min_clients, args.clients) if args.min_clients is None else args.min_clients
+    try:
+        args.recipe = Recipe(**{key: getattr(args, key) for key in RECIPE_FIELDS})
+    except ValueError as error:
+        parser.error(str(error))
+    for problem in wrong_use(args):
+        parser.error(problem)
+    args.terms = Terms(**{key: getattr(args, key) for key in TERMS_FIELDS})
+    return args
+
+
+def wrong_use(args: argparse.Namespace) -> Iterator[str]:
+    """Yields a line for every value that can't be used."""
+    try:
+        host, port = parse_server_address(args.address)
+    except ValueError as error:
+        yield f"--address {error}"
+    if port == 0:
+        yield "--address needs a port from 1 to 65535, got 0"
+    for name, choices in (("partitioner", PARTITIONERS), ("strategy", STRATEGIES)):
+        if getattr(args, name) not in choices:
+            yield f"--{name} must be one of {', '.join(choices)}, got {getattr(args, name)!r}"
+    if args.clients < 1:
+        yield f"--clients must be at least 1, got {args.clients}"
+    if not 1 <= args.min_clients <= args.clients:
+        yield f"--min-clients must be between 1 and --clients ({args.clients}), got {args.min_clients}"
+    for name in ("fraction_fit", "target_accuracy"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value <= 1:
+            yield f"{flag(name)} must be above 0 and at most 1, got {value}"
+    for name in ("join_timeout", "round_timeout", "max_update_norm", "max_message_mb"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            yield f"{flag(name)} must be above 0, got {value}"
+    if not 0 <= args.rejoin_wait < float("inf"):
+        yield f"--rejoin-wait must be at least 0, got {args.rejoin_wait}"
+    if args.max_message_mb > 2047:
+        yield f"--max-message-mb can be 2047 at most (gRPC's limit), got {args.max_message_mb}"
+    tls = [args.certificate, args.private_key, args.ca_certificate]
+    if any(tls) and not all(tls):
+        yield (
+            "TLS needs all of --certificate, --private-key and --ca-certificate; "
+            "make them with python -m federation.certificates"
+        )
+    secret = args.secret_file or os.environ.get("FEDERATION_SECRET")
+    if not is_loopback(host) and not args.insecure and not (all(tls) and secret):
+        yield (
+            f"--address {args.address} is open to other machines; give --secret-file and TLS "
+            "(--certificate, --private-key, --ca-certificate), or say --insecure"
+        )
+
+
+def stored_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict:
+    if args.run_dir:
+        parser.error(f"--resume {args.resume} names the run folder; leave out --run-dir {args.run_dir}")
+    try:
+        return RunFolder(Path(args.resume)).load_config()
+    except (OSError, ValueError, KeyError):
+        parser.error(f"--resume {args.resume} holds no run (no readable history.json)")

@@ -1,0 +1,57 @@
+"""What the server asks of every client, so that no two of them can disagree."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+
+# The networks of model.py by name, with the batch size and peak learning rate that suit each. The
+# names stand here because the server offers them and must not import model.py, and torch with it.
+MODELS = {"cnn": (64, 0.05), "lenet": (32, 0.02)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The recipe of a run; letters as in McMahan et al. 2017 (arXiv:1602.05629).
+
+    Raises ValueError, one line with the value and the remedy, when a value is out of range.
+    """
+
+    model: str = "cnn"
+    rounds: int = 3
+    local_epochs: int = 1  # E
+    batch_size: int = MODELS["cnn"][0]  # B
+    learning_rate: float = MODELS["cnn"][1]  # eta, peak of the schedule over all rounds
+    partitioner: str = "iid"
+    alpha: float = 0.5  # of the Dirichlet partitioner
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        for name in ("rounds", "local_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{flag(name)} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must be between 0 and {2**32 - 1}, got {self.seed}")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """Inverse of to_json. Raises ValueError on anything else, as a server of another version may send."""
+        try:
+            return cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(f"the server's recipe is of another version: {error}") from None
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))

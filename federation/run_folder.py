@@ -1,0 +1,121 @@
+"""The folder of a run: history.json, two checkpoints, the final model.npz; each written whole or not at all."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from federation.words import say
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass
+class History:
+    """What history.json holds; every value is plain JSON."""
+
+    config: dict
+    rounds: list[dict] = field(default_factory=list)
+    rejected: list[dict] = field(default_factory=list)  # round, partition, reason
+    events: list[dict] = field(default_factory=list)  # joins, leaves, refusals
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self), indent=1)
+
+
+@dataclass
+class Checkpoint:
+    """All that the next round depends on."""
+
+    server_round: int
+    weights: list[np.ndarray]
+    strategy_state: list[np.ndarray]
+    history: History
+
+
+class RunFolder:
+    """Reads and writes one run's folder. Methods raise OSError where the disk won't take it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def create(self) -> None:
+        """Make the folder. Raises FileExistsError where it already holds a run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / "history.json").exists() or self.checkpoints():
+            raise FileExistsError(f"{self.path} already holds a run")
+
+    def checkpoints(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.path.glob("checkpoint-*.npz"), reverse=True)
+
+    def save_history(self, history: History) -> None:
+        write_whole(self.path / "history.json", lambda file: file.write(history.to_json().encode()))
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then history.json, then drop all checkpoints but the newest two."""
+        meta = json.dumps({"round": checkpoint.server_round, "weights": len(checkpoint.weights)})
+        texts = {"meta": meta, "history": checkpoint.history.to_json()}
+        arrays = {f"a{i:05d}": array for i, array in enumerate(checkpoint.weights + checkpoint.strategy_state)}
+        name = f"checkpoint-{checkpoint.server_round:06d}.npz"
+        write_whole(self.path / name, lambda file: np.savez(file, **_as_bytes(texts), **arrays))
+        self.save_history(checkpoint.history)
+        for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
+            old.unlink()
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint; damaged ones are named. None where there is none."""
+        for path in self.checkpoints():
+            try:
+                return _read_checkpoint(path)
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+                say(f"{path} is damaged ({type(error).__name__}: {error}); using the one before it")
+        return None
+
+    def load_config(self) -> dict:
+        """The configuration that the run began with. Raises FileNotFoundError or ValueError where there is no run."""
+        return json.loads((self.path / "history.json").read_text())["config"]
+
+    def save_model(self, weights: list[np.ndarray], model: str, classes: list[str]) -> None:
+        """model.npz: the arrays w00000, w00001, ... by position, the network's name, and the class names."""
+        arrays = {f"w{i:05d}": array for i, array in enumerate(weights)}
+        names = {"model": np.array(model), "classes": np.array(classes)}
+        write_whole(self.path / "model.npz", lambda file: np.savez(file, **names, **arrays))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that after a crash at any moment there is the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself lasts only once the folder is on disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _as_bytes(texts: dict[str, str]) -> dict[str, np.ndarray]:
+    return {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    """Reads every byte, so the zip's own checksums find damage anywhere."""
+    with np.load(path, allow_pickle=False) as file:
+        meta, history = (json.loads(file[name].tobytes()) for name in ("meta", "history"))
+        arrays = [file[name] for name in sorted(file.files) if name.startswith("a")]
+    weights = arrays[: meta["weights"]]
+    return Checkpoint(meta["round"], weights, arrays[meta["weights"] :], History(**history))
