@@ -1,0 +1,129 @@
+"""Real processes for tests: a server and clients on a free port, polled, and ended with the test."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Tests must not depend on the proxy, the secret or the log level of the machine that they run on.
+CLEAN = {name: value for name, value in os.environ.items() if not re.search("proxy|FEDERATION_|FLWR_", name, re.I)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> object:
+    """Poll until condition() is true and return its value; fail with `what` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what}: not within {seconds:g} s")
+
+
+class Process:
+    """A program of ours whose output is collected while it runs."""
+
+    def __init__(self, name: str, command: list[str], **options: object):
+        self.name = name
+        options = {"cwd": ROOT, "env": CLEAN, **options}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-u", *map(str, command)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            **options,
+        )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=lambda: self._lines.extend(self.popen.stdout), daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
+
+    def says(self, pattern: str, seconds: float = 60) -> str:
+        """Wait until the output matches; the whole output is shown where it never does."""
+        try:
+            return wait_for(lambda: re.search(pattern, self.output), pattern, seconds).group()
+        except AssertionError as error:
+            raise AssertionError(f"{self.name} never said {error}; it said:\n{self.output}") from None
+
+    def ends(self, code: int, seconds: float = 60) -> str:
+        """Wait for the end and check the exit code; returns the whole output."""
+        try:
+            wait_for(lambda: self.popen.poll() is not None, f"end of {self.name}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said:\n{self.output}") from None
+        self._reader.join(5)
+        assert self.popen.returncode == code, f"{self.name} exited with {self.popen.returncode}:\n{self.output}"
+        return self.output
+
+    def send(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+        self._reader.join(5)
+        self.popen.stdout.close()
+
+
+class Federation:
+    """A server on a free port and its clients; a context manager that ends what it started, and nothing else."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.run_dir = folder / "run"
+        self.address = f"127.0.0.1:{free_port()}"
+        self.processes: list[Process] = []
+
+    def __enter__(self) -> "Federation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self.processes):
+            process.end()
+
+    def start(self, name: str, *command: object, **options: object) -> Process:
+        process = Process(name, list(command), **options)
+        self.processes.append(process)
+        return process
+
+    def server(self, *flags: object, **options: object) -> Process:
+        """python server.py; the run goes into self.run_dir unless flags hold --resume."""
+        where = () if "--resume" in flags else ("--run-dir", self.run_dir)
+        return self.start("server", "server.py", "--address", self.address, *where, *flags, **options)
+
+    def client(self, *flags: object, **options: object) -> Process:
+        """python client.py on generated images."""
+        name = f"client process {len(self.processes)}"
+        return self.start(name, "client.py", "--server", self.address, "--dataset", "synthetic", *flags, **options)
+
+    def tiny(self, *flags: object, **options: object) -> Process:
+        """tests/tiny_client.py: the project's membership and connection around a network of six numbers."""
+        name = f"tiny client process {len(self.processes)}"
+        return self.start(name, "tests/tiny_client.py", "--server", self.address, *flags, **options)
+
+    def history(self) -> dict:
+        return json.loads((self.run_dir / "history.json").read_text())
+
+    def model(self) -> bytes:
+        return (self.run_dir / "model.npz").read_bytes()

@@ -1,0 +1,108 @@
+"""A client that starts in half a second, for tests of the machinery: the project's own membership and
+connection around a made-up network of six numbers, and, on demand, every way to misbehave."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+from flwr.client import NumPyClient
+
+import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
+from federation.connection import stay_connected
+from federation.handshake import load_secret
+from federation.member import Member, Seat, leave
+from federation.words import say
+
+CLASSES = ["cat", "dog"]
+WEIGHTS = [np.zeros((2, 2), np.float32), np.zeros(2, np.float32), np.array(0)]  # the last counts, like BatchNorm's
+
+
+class TinyClient(NumPyClient):
+    """Adds a draw from (seed, partition, round) to the weights: the right answer can be worked out."""
+
+    num_test = 10
+    statistics = [2]  # noqa: RUF012
+
+    def __init__(self, seat: Seat, behave: str, in_round: int, seconds: float):
+        self.seat, self.behave, self.in_round, self.seconds = seat, behave, in_round, seconds
+        self.num_train = 100 * (seat.partition + 1)
+
+    def get_parameters(self, config: dict) -> list:
+        return WEIGHTS
+
+    def fit(self, parameters: list, config: dict) -> tuple:
+        server_round = config["server_round"]
+        rng = np.random.default_rng([self.seat.recipe.seed, self.seat.partition, server_round])
+        new = [(a + rng.normal(size=a.shape)).astype(a.dtype) for a in parameters[:2]] + [parameters[2] + 1]
+        examples, metrics = self.num_train, {"train_loss": 1.0 / server_round}
+        say(f"fit {server_round}")
+        time.sleep(self.seconds)
+        if self.behave and (server_round == self.in_round or self.in_round == 0):
+            new, examples, metrics = misbehave(self.behave, new, examples, metrics)
+        return new, examples, metrics
+
+    def evaluate(self, parameters: list, config: dict) -> tuple:
+        accuracy = 2.0 if self.behave == "accuracy" else 0.5
+        loss = float("nan") if self.behave == "loss" else 1.0
+        return loss, self.num_test, {"accuracy": accuracy}
+
+
+def misbehave(how: str, new: list, examples: int, metrics: dict) -> tuple:
+    match how:
+        case "nan":
+            new[0] = new[0] * np.nan
+        case "shape":
+            new[0] = new[0].reshape(4)
+        case "dtype":
+            new[1] = new[1].astype(np.float64)
+        case "fewer":
+            new = new[:2]
+        case "claim":
+            examples = 2**60
+        case "none":
+            examples = 0
+        case "train-loss":
+            metrics = {"train_loss": float("inf")}
+        case "huge":
+            new[0] = np.zeros((1000, 1000), np.float32)
+        case "raise":
+            raise RuntimeError("the disk of this hospital is on fire")
+        case "far":
+            new[0] = new[0] + 1e6
+        case "loss" | "accuracy":
+            pass
+        case _:
+            raise SystemExit(f"tiny_client: no such behaviour: {how}")
+    return new, examples, metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--server", required=True)
+    parser.add_argument("--classes", default=",".join(CLASSES))
+    parser.add_argument("--partition-id", type=int, default=-1)
+    parser.add_argument("--behave", default="", help="how to misbehave")
+    parser.add_argument("--in-round", type=int, default=0, help="in which round (0: in all)")
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long local training takes")
+    parser.add_argument("--wait", type=float, default=30)
+    parser.add_argument("--secret-file")
+    parser.add_argument("--ca-certificate")
+    args = parser.parse_args()
+    member = Member(
+        lambda seat: TinyClient(seat, args.behave, args.in_round, args.seconds),
+        args.classes.split(","),
+        secret=load_secret(args.secret_file),
+        wanted_partition=args.partition_id,
+    )
+    certificates = Path(args.ca_certificate).read_bytes() if args.ca_certificate else None
+    stay_connected(member, args.server, wait=args.wait, root_certificates=certificates)
+    leave(member)
+    say("finished")
+
+
+if __name__ == "__main__":
+    main()
