@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.common import GetPropertiesIns, ReconnectIns
 from flwr.server.client_manager import ClientManager
@@ -30,6 +30,7 @@ class Place:
     host: str  # clients that share a machine say the same
     train_examples: int = 0
     test_examples: int = 0
+    class_counts: list[int] = field(default_factory=list)  # training examples by class, where the client says so
     ready: bool = False
     strikes: int = 0  # bad updates in a row
 
@@ -171,9 +172,13 @@ class Admission(ClientManager):
         statistics = [int(position) for position in json.loads(answer["statistics"])]
         if train < 1 or test < 1:
             raise Refused(f"client {place.partition} has {train} training and {test} test images; it needs both")
+        counts = [int(count) for count in json.loads(answer.get("class_counts", "[]"))]
+        if counts and (len(counts) != len(self.classes) or min(counts) < 0 or sum(counts) != train):
+            raise Refused(f"client {place.partition} counts its images by class otherwise than in all")
         with self.changed:
             if self.places.get(place.partition) is not place:
                 return
+            place.class_counts = counts
             place.train_examples, place.test_examples, place.ready = train, test, True
             if not self.started:
                 self.statistics = statistics
