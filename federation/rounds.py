@@ -13,10 +13,10 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.history import History as FlowerHistory
 from flwr.server.server import Server
 
-from federation import report
 from federation.admission import Admission, Place, close
 from federation.run_folder import Checkpoint, History, RunFolder
 from federation.strategy import BadUpdate, CheckedStrategy, check_evaluate, check_fit, read_weights, weighted_mean
+from federation.tables import TABLE_HEAD, table, table_row
 from federation.words import say
 
 GRACE = 5.0  # seconds after which Flower cuts a stream that we gave up
@@ -74,6 +74,7 @@ class FederatedServer(Server):
         self.weights: list[np.ndarray] = []
         self.rule: CheckedStrategy | None = None
         self.rounds_done = -1  # 0 once the untrained model is evaluated
+        self.on_round: Callable[[dict], None] = lambda row: None  # gets each row of the table once it is on disk
 
     # Called by flwr.server.start_server
 
@@ -110,20 +111,22 @@ class FederatedServer(Server):
     def _run(self) -> None:
         self._gather_first()
         self.admission.begin(self.admission.classes, self.admission.statistics)
-        self.history.config.update(classes=self.admission.classes, statistics=self.admission.statistics)
+        counts = {str(place.partition): place.class_counts for place in self.admission.ready() if place.class_counts}
+        self.history.config.update(
+            classes=self.admission.classes, statistics=self.admission.statistics, class_counts=counts
+        )
         if self.checkpoint is None:
             self._adopt(self._initial_weights())
-            say(report.TABLE_HEAD)
+            say(TABLE_HEAD)
             self._finish_round(0, self._evaluate(0), train={}, start=time.monotonic())
         else:
             self._adopt(self.checkpoint.weights)
             self.rule.restore(self.checkpoint.strategy_state, self.weights)
             self.rounds_done = self.checkpoint.server_round
-            say(report.table(self.history.rounds))
+            say(table(self.history.rounds))
         while self.rounds_done < self.recipe.rounds and not self._target_reached():
             self._round(self.rounds_done + 1)
         self.folder.save_model(self.weights, self.recipe.model, self.admission.classes)
-        report.plot(self.history, self.folder.path / "accuracy.png")
 
     def _round(self, server_round: int) -> None:
         places = self._gather()
@@ -150,7 +153,8 @@ class FederatedServer(Server):
         }
         self.history.rounds.append(row)
         self.folder.save_checkpoint(Checkpoint(server_round, self.weights, self.rule.state(), self.history))
-        say(report.table_row(row))
+        say(table_row(row))
+        self.on_round(row)
 
     # Who takes part
 
