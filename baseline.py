@@ -128,8 +128,13 @@ def main() -> None:
     )
     evaluate.add_run_flags(parser)
     parser.add_argument("--device", default="auto", choices=DEVICES, help="where to train (default: as client.py)")
+    parser.add_argument(
+        "--threads", type=int, default=num_cores(), metavar="N", help="CPU threads (default: all cores)"
+    )
     args = parser.parse_args()
-    torch.set_num_threads(num_cores())
+    if args.threads < 1:
+        parser.error(f"--threads must be at least 1, got {args.threads}")
+    torch.set_num_threads(args.threads)
     compare(args, find_device(parser, args.device))
 
 

@@ -59,8 +59,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def export(network: torch.nn.Module, classes: list[str], path: str) -> None:
     try:
         model_file.export_onnx(path, network, classes)
-    except ImportError as error:
-        fail(f"--onnx needs the package {error.name}; install it: pip install onnx onnxscript")
+    except ImportError:
+        fail("--onnx needs the packages onnx and onnxscript; install them: pip install onnx onnxscript")
     except OSError as error:
         fail(f"--onnx {path} can't be written ({error.strerror})")
     print(f"exported {path}: images (n, 3, 32, 32) uint8 in, probabilities (n, {len(classes)}) out", file=sys.stderr)

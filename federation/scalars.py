@@ -9,8 +9,8 @@ def open_scalars(folder: str) -> Callable[[dict], None]:
     """What to call with each row. Exits with 1 and one line where the package or the folder can't be had."""
     try:
         from tensorboard.summary import Writer  # optional, and only here; brings neither TensorFlow nor torch
-    except ImportError as error:
-        fail(f"--tensorboard needs the package {error.name}; install it: pip install tensorboard")
+    except ImportError:
+        fail("--tensorboard needs the package tensorboard; install it: pip install tensorboard")
     try:
         writer = Writer(folder)
     except OSError as error:

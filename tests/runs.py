@@ -1,0 +1,80 @@
+"""Finished runs made up for tests: a folder of images, and a run folder such as a server leaves behind."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+
+import model
+from client import shares
+from data import open_dataset
+from federation.recipe import Recipe
+from federation.rounds import Terms
+from federation.run_folder import History, RunFolder
+
+CLASSES = ["blue", "green", "red"]
+RECIPE = Recipe(model="lenet", rounds=2, batch_size=8, learning_rate=0.02)
+
+
+def make_images(folder: Path, train: int = 24, test: int = 8) -> Path:
+    """An image folder of three classes, so many images of each; a class is a colour in noise."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", train), ("test", test)):
+        for channel, name in zip((2, 1, 0), CLASSES, strict=True):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 160, (32, 32, 3), np.uint8)
+                pixels[..., channel] += 60
+                Image.fromarray(pixels).save(folder / split / name / f"{i:02d}.png")
+    return folder
+
+
+def make_history(recipe: Recipe = RECIPE, clients: int = 2, classes: list[str] | None = None) -> History:
+    """Accuracies 0.5 in round 0, then 0.25 more in each round; losses 1 / (round + 1)."""
+    config = {**dataclasses.asdict(recipe), **dataclasses.asdict(Terms(clients=clients)), "classes": classes or CLASSES}
+    history = History(config)
+    for i in range(recipe.rounds + 1):
+        accuracy = min(1.0, 0.5 + i / 4)
+        row = {"round": i, "accuracy": accuracy, "loss": 1 / (i + 1), "train_loss": 1 / i if i else None}
+        row |= {"clients": clients, "seconds": float(i), "bytes_received": 1000 * i}
+        history.rounds.append({**row, "accuracy_by_client": {str(p): accuracy for p in range(clients)}})
+    history.events.append({"time": 1e9, "event": "join", "partition": 0, "words": "client 0 joined"})
+    return history
+
+
+def make_baseline(history: History, images: int = 48) -> dict:
+    """Centralised 0.9 in the end, client p alone 0.5 + p / 10; a second of training in each round, and half of it."""
+
+    def train(share: int, accuracy: float, seconds: float) -> dict:
+        rows = [{**row, "accuracy": accuracy, "seconds": seconds if row["round"] else 0.0} for row in history.rounds]
+        return {"images": share, "rounds": rows}
+
+    clients = history.config["clients"]
+    alone = [{"partition": p, **train(images // clients, 0.5 + p / 10, 0.5)} for p in range(clients)]
+    return {"test_images": 24, "threads": 2, "device": "cpu", "centralised": train(images, 0.9, 1.0), "alone": alone}
+
+
+def make_run(path: Path, dataset: Path, recipe: Recipe = RECIPE, clients: int = 2) -> RunFolder:
+    """A finished run over these images, whose final model is the untrained one."""
+    images, history = open_dataset(str(dataset), ""), make_history(recipe, clients)
+    labels, (parts, _) = images.labels("train", 0), shares(images, clients, recipe)
+    counts = {str(p): np.bincount(labels[part], minlength=3).tolist() for p, part in enumerate(parts)}
+    history.config["class_counts"] = counts
+    folder = RunFolder(path)
+    folder.create()
+    folder.save_history(history)
+    folder.save_model(model.get_weights(model.build(recipe.model, 3, recipe.seed)), recipe.model, CLASSES)
+    return folder
+
+
+def call(main: Callable[[], int | None], *argv: object) -> int:
+    """A program's main() in this process; returns its exit code."""
+    with mock.patch.object(sys, "argv", [f"{main.__module__}.py", *map(str, argv)]):
+        try:
+            return main() or 0
+        except SystemExit as end:
+            return end.code

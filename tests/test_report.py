@@ -1,0 +1,287 @@
+"""Tables, pictures and the page: numbers add up, nothing is fetched, and a real browser shows it all."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import CLASSES, RECIPE, call, make_baseline, make_history
+
+from federation import pictures, report
+from federation.admission import Admission
+from federation.run_folder import RunFolder
+from federation.tables import comparison, in_columns, mean, size, verdict
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+EVIL = "</p><script>document.title = 'evil'</script><img src=https://evil.example/x.png>"
+
+
+def found(number: int = 25) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    answers = {"truth": rng.integers(0, 3, number), "prediction": rng.integers(0, 3, number)}
+    images = rng.integers(0, 256, (number, 3, 32, 32), np.uint8)
+    return {"images": images, "confusion": rng.integers(0, 9, (3, 3)), **answers}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run folder with all that the report can draw, and words from a hostile client."""
+    history = make_history()
+    history.config["class_counts"] = {"0": [24, 0, 1], "1": [0, 24, 23]}
+    history.rejected.append({"round": 1, "partition": 1, "reason": EVIL})
+    history.events.append({"time": 1e9 + 1, "event": "refuse", "partition": None, "words": EVIL})
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.save_history(history)
+    (folder.path / "baseline.json").write_text(json.dumps(make_baseline(history)))
+    np.savez(folder.path / "predictions.npz", **found())
+    return folder
+
+
+# Tables
+
+
+def test_the_comparison_has_a_row_a_round_and_a_column_for_everybody():
+    history = make_history()
+    assert comparison(history, make_baseline(history)) == [
+        ["round", "federated", "centralised", "alone, mean", "client 0", "client 1"],
+        ["0", "0.5000", "0.9000", "0.5500", "0.5000", "0.6000"],
+        ["1", "0.7500", "0.9000", "0.5500", "0.5000", "0.6000"],
+        ["2", "1.0000", "0.9000", "0.5500", "0.5000", "0.6000"],
+        ["images", "48", "48", "24", "24", "24"],
+        ["seconds", "3.0", "2.0", "1.0", "1.0", "1.0"],  # round 0 only evaluates
+    ]
+
+
+def test_a_comparison_of_many_clients_names_the_worst_and_the_best():
+    history = make_history(clients=9)
+    cells = comparison(history, make_baseline(history))
+    assert cells[0] == ["round", "federated", "centralised", "alone, mean", "worst: 0", "best: 8"]
+    assert cells[3][3:] == ["0.9000", "0.5000", "1.3000"]
+
+
+def test_a_run_that_went_on_after_its_comparison_leaves_gaps():
+    history = make_history()
+    baseline = make_baseline(history)
+    history.rounds.append({**history.rounds[-1], "round": 3})
+    assert comparison(history, baseline)[4] == ["3", "1.0000", "–", "–", "–", "–"]
+
+
+def test_the_mean_alone_counts_clients_not_images():
+    alone = [
+        {"images": images, "rounds": [{"round": 0, "accuracy": accuracy, "loss": 1.0, "seconds": 2.0}]}
+        for images, accuracy in ((1, 0.0), (3, 1.0))
+    ]
+    row = {"round": 0, "accuracy": 0.5, "loss": 1.0, "seconds": 2.0}
+    assert mean(alone) == {"images": 2.0, "rounds": [row]}
+
+
+def test_the_verdict_says_above_and_below():
+    history = make_history()
+    words = verdict(history, make_baseline(history))
+    assert "1.0000: 0.4500 above the mean of the clients alone, 0.1000 above centralised" in words
+    history.rounds[-1]["accuracy"] = 0.5
+    assert "0.0500 below the mean of the clients alone, 0.4000 below centralised" in verdict(
+        history, make_baseline(make_history())
+    )
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    assert in_columns([["a", "bcd"], ["12", "3"]]) == " a  bcd\n12    3"
+
+
+def test_sizes_are_in_powers_of_1000():
+    assert [size(n) for n in (0, 999, 1000, 1_234_567, 5e9)] == ["0 B", "999 B", "1.0 kB", "1.2 MB", "5.0 GB"]
+
+
+# Pictures
+
+
+def shape(png: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(png)) as image:
+        image.verify()
+        return image.size
+
+
+@pytest.mark.parametrize("theme", [pictures.LIGHT, pictures.DARK], ids=["light", "dark"])
+def test_every_picture_fits_a_phone_and_a_page(theme):
+    history = make_history()
+    history.config["class_counts"] = {"0": [24, 0, 1], "1": [0, 24, 23]}
+    drawn = [
+        pictures.accuracy(history, make_baseline(history), theme),
+        pictures.accuracy(history, None, theme),
+        pictures.partitions(history, theme),
+        pictures.predictions(history, found(), theme),
+        pictures.confusion(history, found(), theme),
+    ]
+    for png in drawn:
+        width, height = shape(png)
+        assert width == 780
+        assert 300 <= height <= 1400
+
+
+def test_pictures_hold_many_clients_many_classes_and_any_name():
+    names = ["$x^", "{}", "猫", "a" * 90, *map(str, range(100))]
+    history = make_history(clients=40, classes=names)
+    history.config["class_counts"] = {str(p): list(range(104)) for p in range(40)}
+    many = {"images": np.zeros((1, 3, 32, 32), np.uint8), "truth": np.array([0]), "prediction": np.array([3])}
+    shape(pictures.accuracy(history, make_baseline(history), pictures.LIGHT))
+    shape(pictures.partitions(history, pictures.LIGHT))
+    shape(pictures.predictions(history, many, pictures.LIGHT))
+    shape(pictures.confusion(history, {"confusion": np.eye(104, dtype=int)}, pictures.LIGHT))
+
+
+def test_a_client_that_came_late_has_a_gap_in_its_curve():
+    history = make_history()
+    del history.rounds[1]["accuracy_by_client"]["1"]
+    shape(pictures.accuracy(history, None, pictures.LIGHT))
+
+
+# The page
+
+
+def test_the_page_holds_all_that_happened_and_fetches_nothing(folder):
+    names = [path.name for path in report.write(folder)]
+    assert names == ["accuracy.png", "partitions.png", "predictions.png", "confusion.png", "report.html"]
+    html = (folder.path / "report.html").read_text()
+    text = re.sub(r'"data:image/png;base64,[^"]*"', '"png"', html)
+    assert text.count('"png"') == 8  # four pictures, for light and for dark
+    assert "<script" not in text
+    assert re.findall(r"(?:src|srcset|href)=([^ >]*)", text.replace("&lt;img src=", "")) == ['"png"'] * 8
+    assert "&lt;script&gt;" in text  # shown as it came, and harmless
+    for words in ("0.7500", "fedavg", "client 0 joined", "0.4500 above the mean of the clients alone", *CLASSES):
+        assert words in text
+    light = base64.b64decode(re.search(r'src="data:image/png;base64,([^"]*)"', html).group(1))
+    assert light == (folder.path / "accuracy.png").read_bytes()
+
+
+def test_the_same_run_gives_the_same_page(folder):
+    report.write(folder)
+    first = (folder.path / "report.html").read_bytes()
+    report.write(folder)
+    assert (folder.path / "report.html").read_bytes() == first
+
+
+def test_a_damaged_file_is_named_and_left_out(folder, capsys):
+    (folder.path / "baseline.json").write_text("{")
+    (folder.path / "predictions.npz").write_bytes(b"PK")
+    assert call(report.main, folder.path) == 0
+    out = capsys.readouterr().out
+    assert "baseline.json can't be read; make it again with baseline.py" in out
+    assert "predictions.npz can't be read; make it again with evaluate.py" in out
+    assert "confusion.png" not in out
+
+
+def test_a_folder_without_a_run_is_wrong_use(tmp_path, capsys):
+    assert call(report.main, tmp_path) == 2
+    assert "holds no run" in capsys.readouterr().err
+    folder = RunFolder(tmp_path)
+    folder.save_history(make_history())
+    (tmp_path / "history.json").write_text((tmp_path / "history.json").read_text().replace('"rounds": [', '"rows": ['))
+    assert call(report.main, tmp_path) == 2
+    assert "holds no run" in capsys.readouterr().err
+    empty = make_history()
+    empty.rounds.clear()
+    folder.save_history(empty)
+    assert call(report.main, tmp_path) == 2
+    assert "without a single round" in capsys.readouterr().err
+
+
+PROBE = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+  pictures: [...document.images].map(image => image.naturalWidth),
+  sources: new Set([...document.images].map(image => image.currentSrc)).size,
+  overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
+  paper: getComputedStyle(document.body).backgroundColor, title: document.title}) })</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+@pytest.mark.parametrize(("scheme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(21, 23, 27)")])
+def test_a_browser_shows_the_page_whole_on_a_phone_in_light_and_dark(folder, tmp_path, scheme, paper):
+    report.write(folder)
+    html = (folder.path / "report.html").read_text()
+    # The same page with a script that measures it; its policy lets this one in, and nothing else.
+    policy = html.replace("default-src 'none';", "default-src 'none'; script-src 'sha256-HASH';")
+    digest = __import__("hashlib").sha256(PROBE[len("<script>") : PROBE.index("</script>")].encode()).digest()
+    probed = policy.replace("HASH", base64.b64encode(digest).decode()).replace("</body>", PROBE)
+    (tmp_path / "probed.html").write_text(probed)
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = [CHROMIUM, *flags.split(), "--disable-component-update", "--disable-sync", "--window-size=390,844"]
+    command += [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'probed.html'}"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+    seen = json.loads(re.search("<title>(.*?)</title>", shown).group(1))
+    assert seen["title"] == "Federated run run"
+    assert seen["pictures"] == [780] * 4
+    assert seen["sources"] == 4
+    assert seen["width"] == 390
+    assert seen["overflow"] <= 0
+    assert seen["paper"] == paper
+
+
+# TensorBoard
+
+
+def test_tensorboard_gets_every_round(federation, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    server = federation.server("--rounds", 2, "--clients", 2, "--tensorboard", tmp_path / "tb")
+    for process in [server, federation.tiny(), federation.tiny()]:
+        process.ends(0)
+    code = (
+        "import sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator as E\n"
+        "e = E(sys.argv[1]); e.Reload()\n"
+        "print([(t, [s.step for s in e.Tensors(t)]) for t in sorted(e.Tags()['tensors'])])"
+    )
+    read = subprocess.run([sys.executable, "-c", code, tmp_path / "tb"], capture_output=True, text=True, check=True)
+    steps = dict(eval(read.stdout))
+    assert steps["accuracy"] == steps["accuracy_by_client/1"] == [0, 1, 2]
+    assert steps["train_loss"] == [1, 2]
+
+
+def test_tensorboard_that_is_not_installed_is_one_line_before_the_run(tmp_path, monkeypatch, capsys):
+    from federation.scalars import open_scalars
+
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    with pytest.raises(SystemExit) as end:
+        open_scalars(str(tmp_path / "tb"))
+    assert end.value.code == 1
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
+# Who holds what
+
+
+@pytest.mark.parametrize(
+    ("counts", "event"),
+    [([60, 40], "join"), (None, "join"), ([60, 41], "refuse"), ([100], "refuse"), ([101, -1], "refuse")],
+)
+def test_class_counts_must_add_up_to_the_declared_images(counts, event):
+    heard, happened = [], threading.Event()
+
+    def notify(kind, partition, words):
+        heard.append((kind, words))
+        happened.set()
+
+    def answer(ins, timeout, group_id):
+        hello = {"protocol": 1, "proof": "", "classes": '["cat", "dog"]', "instance": "1", "host": "h"}
+        if ins.config["ask"] == "hello":
+            return SimpleNamespace(properties={**hello, "wanted": -1, "held": -1})
+        told = {"class_counts": json.dumps(counts)} if counts else {}
+        return SimpleNamespace(properties={"train_examples": 100, "test_examples": 9, "statistics": "[]", **told})
+
+    ended = SimpleNamespace(close=lambda: None)
+    stranger = SimpleNamespace(cid="c", get_properties=answer, reconnect=lambda *a, **k: None, bridge=ended)
+    admission = Admission(1, RECIPE, notify)
+    admission.register(stranger)
+    assert happened.wait(10)
+    assert heard[0][0] == event, heard
+    if event == "join":
+        assert admission.ready()[0].class_counts == (counts or [])
