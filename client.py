@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import federation  # noqa: F401  (first: it sets what flwr and grpc read when they are imported)
+
+# isort: split
 import numpy as np
 import torch
 from flwr.client import NumPyClient
 from tqdm import tqdm
 
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 import model
 from data import DataError, open_dataset
 from federation.connection import parse_server_address, stay_connected

@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import federation  # noqa: F401  (first: it sets what flwr and grpc read when they are imported)
+
+# isort: split
 from flwr.server import ServerConfig, start_server
 
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 from federation.admission import Admission
 from federation.connection import parse_server_address
 from federation.handshake import load_secret

@@ -8,10 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import federation  # noqa: F401  (first: it sets what flwr and grpc read when they are imported)
+
+# isort: split
 import numpy as np
 from flwr.client import NumPyClient
 
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 from federation.connection import stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
