@@ -21,6 +21,7 @@ from federation.connection import parse_server_address, stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
 from federation.partition import partition, split_test_set
+from federation.tls import read_authority
 from federation.words import fail, say
 
 
@@ -177,7 +178,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     torch.set_num_threads(args.threads or 1)
     try:
-        certificates = Path(args.ca_certificate).read_bytes() if args.ca_certificate else None
+        certificates = read_authority(args.ca_certificate) if args.ca_certificate else None
         dataset = open_dataset(args.dataset, args.data_dir)
     except (DataError, OSError) as error:
         fail(str(error))

@@ -1,8 +1,6 @@
 """The client's way to the server: wait for it, keep the stream, come back when it breaks, say what is wrong."""
 
 import os
-import socket
-import ssl
 import time
 from ipaddress import ip_address
 
@@ -11,11 +9,8 @@ from flwr.client import start_client
 from flwr.supercore.address import parse_address
 
 from federation.member import Member
+from federation.tls import tls_mismatch
 from federation.words import fail, say
-
-PROBE_SECONDS = 5
-EXPIRED, OTHER_HOST, OTHER_ADDRESS = 10, 62, 64  # OpenSSL's X509_V_ERR_ codes
-NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING")
 
 
 def parse_server_address(text: str) -> tuple[str, int]:
@@ -86,41 +81,3 @@ def _explain(error: Exception, host: str, port: int, root_certificates: bytes | 
     if code == grpc.StatusCode.UNAVAILABLE:
         return f"no server at {host}:{port}"
     return f"the server at {host}:{port} ended the connection"
-
-
-def tls_mismatch(host: str, port: int, root_certificates: bytes | None) -> str | None:
-    """Which of TLS's ways to fail it is, in one line; None where TLS is not to blame (or nobody listens)."""
-    if root_certificates is None:
-        try:
-            _handshake(host, port, ssl._create_unverified_context())
-        except OSError:
-            return None
-        return f"the server at {host}:{port} speaks TLS; give its authority with --ca-certificate"
-    try:
-        _handshake(host, port, ssl.create_default_context(cadata=root_certificates.decode()))
-    except ssl.SSLCertVerificationError as error:
-        what = {
-            EXPIRED: "has expired; make a new one with python -m federation.certificates",
-            OTHER_HOST: f"is for another host than {host}; make it with --host {host}",
-            OTHER_ADDRESS: f"is for another address than {host}; make it with --host {host}",
-        }.get(error.verify_code, "is not from the authority in --ca-certificate")
-        return f"the server's certificate {what} ({error.verify_message})"
-    except ssl.SSLError as error:
-        if isinstance(error, ssl.SSLEOFError) or error.reason in NOT_TLS:
-            return (
-                f"the server at {host}:{port} does not speak TLS; "
-                "leave out --ca-certificate, or give the server its --certificate"
-            )
-        return f"TLS with {host}:{port} failed: {error.reason}"
-    except OSError:
-        return None
-    return None
-
-
-def _handshake(host: str, port: int, context: ssl.SSLContext) -> None:
-    context.set_alpn_protocols(["h2"])
-    with (
-        socket.create_connection((host, port), timeout=PROBE_SECONDS) as plain,
-        context.wrap_socket(plain, server_hostname=host),
-    ):
-        pass
