@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 import model
 from data import DataError, open_dataset
-from federation.connection import parse_server_address, stay_connected
+from federation.address import parse_server_address
+from federation.connection import stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
 from federation.partition import partition, split_test_set

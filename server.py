@@ -13,8 +13,8 @@ import federation  # noqa: F401  (first: it sets what flwr and grpc read when th
 # isort: split
 from flwr.server import ServerConfig, start_server
 
+from federation.address import parse_server_address
 from federation.admission import Admission
-from federation.connection import parse_server_address
 from federation.handshake import load_secret
 from federation.options import parse_args
 from federation.rounds import FederatedServer

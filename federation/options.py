@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from federation.connection import is_loopback, parse_server_address
+from federation.address import is_loopback, parse_server_address
 from federation.partition import PARTITIONERS
 from federation.recipe import MODELS, RECIPE_FIELDS, Recipe, flag
 from federation.rounds import Terms
