@@ -19,6 +19,7 @@ from federation.handshake import load_secret
 from federation.options import parse_args
 from federation.rounds import FederatedServer
 from federation.run_folder import Checkpoint, History, RunFolder
+from federation.streams import guard_streams
 from federation.tls import read_server_files
 from federation.words import fail, say
 
@@ -51,6 +52,7 @@ def main() -> None:
     tls = " with TLS" if certificates else ""
     what = f"{terms.strategy}, {recipe.model}, {recipe.rounds} rounds"
     say(f"server on {args.address}{tls}: {what}; results in {folder.path}")
+    guard_streams()
     start_server(
         server_address=args.address,
         server=server,

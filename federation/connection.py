@@ -9,7 +9,7 @@ from flwr.client import start_client
 from federation.address import is_loopback, parse_server_address
 from federation.member import Member
 from federation.tls import tls_mismatch
-from federation.words import fail, say
+from federation.words import clean, fail, say
 
 
 def stay_connected(
@@ -57,7 +57,10 @@ def _explain(error: Exception, host: str, port: int, root_certificates: bytes | 
     """What a broken stream means. Exits with 1 and one line where asking again can't help."""
     code = error.code() if isinstance(error, grpc.RpcError) else None
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or ""):
-        fail(f"a message is larger than the server takes ({error.details()}); raise the server's --max-message-mb")
+        words = f"a message is larger than the server takes ({clean(error.details(), 100)})"
+        fail(f"{words}; raise the server's --max-message-mb")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return f"the server at {host}:{port} has too many connections"
     if code == grpc.StatusCode.UNAVAILABLE:
         mismatch = tls_mismatch(host, port, root_certificates)
         if mismatch:
