@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 # Tests must not depend on the proxy, the secret or the log level of the machine that they run on.
 CLEAN = {name: value for name, value in os.environ.items() if not re.search("proxy|FEDERATION_|FLWR_", name, re.I)}
@@ -127,3 +129,7 @@ class Federation:
 
     def model(self) -> bytes:
         return (self.run_dir / "model.npz").read_bytes()
+
+    def weights(self) -> list[np.ndarray]:
+        with np.load(self.run_dir / "model.npz") as file:
+            return [file[name] for name in sorted(file.files) if name.startswith("w")]

@@ -1,0 +1,10 @@
+from pathlib import Path
+
+import pytest
+from processes import Federation
+
+
+@pytest.fixture
+def federation(tmp_path: Path):
+    with Federation(tmp_path) as federation:
+        yield federation
