@@ -7,19 +7,19 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from flwr.client import NumPyClient
-from tqdm import tqdm
-
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
-import model
-from data import DataError, open_dataset
 from federation.connection import parse_server_address, stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
 from federation.partition import partition, split_test_set
 from federation.words import fail, say
+
+import numpy as np
+import torch
+from flwr.client import NumPyClient
+from tqdm import tqdm
+
+import model
+from data import DataError, open_dataset
 
 
 class CifarClient(NumPyClient):

@@ -11,10 +11,10 @@ import threading
 import time
 from pathlib import Path
 
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
-from data import DataError, open_dataset
 from federation.report import table
 from federation.words import fail
+
+from data import DataError, open_dataset
 
 COLOURS = [36, 32, 33, 35, 34, 31]  # ANSI: the server's, then the clients'
 

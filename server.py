@@ -8,9 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from flwr.server import ServerConfig, start_server
-
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 from federation.admission import Admission
 from federation.connection import parse_server_address
 from federation.handshake import load_secret
@@ -18,6 +15,8 @@ from federation.options import parse_args
 from federation.rounds import FederatedServer
 from federation.run_folder import Checkpoint, History, RunFolder
 from federation.words import fail, say
+
+from flwr.server import ServerConfig, start_server
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
     server = FederatedServer(admission, terms, folder, history, checkpoint)
     tls = " with TLS" if certificates else ""
     say(
-        f"server on {args.address}{tls}: {terms.strategy}, {recipe.model}, {recipe.rounds} rounds; results in {folder.path}"
+        f"server on {args.address}{tls}: {terms.strategy} of {recipe.model}, {recipe.rounds} rounds, into {folder.path}"
     )
     start_server(
         server_address=args.address,
@@ -90,9 +89,7 @@ def check_port(address: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
     except OSError as error:
-        fail(
-            f"can't listen on {address} ({error.strerror}); end the program that has the port, or give another --address"
-        )
+        fail(f"can't listen on {address} ({error.strerror}); end who has the port, or give another --address")
 
 
 def read_certificates(args: argparse.Namespace) -> tuple[bytes, bytes, bytes] | None:

@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from flwr.common import EvaluateIns, FitIns, GetParametersIns, ndarrays_to_parameters
-from flwr.server.client_proxy import ClientProxy
-from flwr.server.history import History as FlowerHistory
-from flwr.server.server import Server
-
 from federation import report
 from federation.admission import Admission, Place, close
 from federation.run_folder import Checkpoint, History, RunFolder
 from federation.strategy import BadUpdate, CheckedStrategy, check_evaluate, check_fit, read_weights, weighted_mean
 from federation.words import say
+
+import numpy as np
+from flwr.common import EvaluateIns, FitIns, GetParametersIns, ndarrays_to_parameters
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.history import History as FlowerHistory
+from flwr.server.server import Server
 
 GRACE = 5.0  # seconds after which Flower cuts a stream that we gave up
 STRIKES = 3  # bad updates in a row that cost a client its place

@@ -4,11 +4,11 @@ import io
 import math
 from collections.abc import Callable
 
+from federation.words import clean
+
 import numpy as np
 from flwr.common import Code, EvaluateRes, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
-
-from federation.words import clean
 
 # Server-side step sizes as in Reddi et al. 2021 (arXiv:2003.00295), table 8 and section 4, and, for the
 # momentum, Hsu et al. 2019 (arXiv:1909.06335).
