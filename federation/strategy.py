@@ -29,7 +29,11 @@ STATE = {"fedavgm": ("momentum_vector",), "fedadam": ("current_weights", "m_t", 
 
 
 class BadUpdate(Exception):
-    """An answer that must not count; the text is the reason."""
+    """An answer that must not count; the text is the reason. client_failed: the client itself says that it failed."""
+
+    def __init__(self, reason: str, client_failed: bool = False):
+        super().__init__(reason)
+        self.client_failed = client_failed
 
 
 Update = tuple[list[np.ndarray], int]  # weights by position, number of examples
@@ -140,7 +144,7 @@ def weighted_mean(values: list[tuple[np.ndarray | float, int]]) -> np.ndarray:
 
 def _check_told(metrics: dict, num_examples: int, declared: int) -> None:
     if "error" in metrics:
-        raise BadUpdate(f"it says: {clean(metrics['error'])}")
+        raise BadUpdate(f"it says: {clean(metrics['error'])}", client_failed=True)
     if not 0 < num_examples <= declared:
         raise BadUpdate(f"it claims {num_examples} examples, having declared {declared} when it joined")
 
