@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from processes import Cable
 
 
 def clients_by_round(federation) -> list[int]:
@@ -121,6 +122,21 @@ def test_a_stopped_client_costs_its_round_only_until_round_timeout(federation):
     for process in [server, *clients]:
         process.ends(0)
     assert clients_by_round(federation) == [3, 3, 2, 3]
+
+
+def test_a_client_that_is_cut_off_costs_its_round_and_rejoins_once_the_line_is_mended(federation):
+    server = federation.server("--rounds", 4, "--round-timeout", 3, "--rejoin-wait", 30)
+    clients = [federation.tiny("--partition-id", i, "--seconds", 0.3) for i in range(2)]
+    cable = Cable(federation.address)
+    far = federation.tiny("--partition-id", 2, "--seconds", 0.3, "--server", cable.address)
+    far.says("fit 2")
+    cable.cut()
+    server.says("client 2 did not answer within 3 s")
+    cable.mend()
+    for process in [server, *clients, far]:
+        process.ends(0)
+    cable.close()
+    assert clients_by_round(federation) == [3, 3, 2, 3, 3]
 
 
 def test_a_client_stopped_for_good_does_not_keep_the_server_at_exit(federation):
