@@ -158,7 +158,10 @@ def _read_array(tensor: bytes, position: int) -> np.ndarray:
         raise BadUpdate(f"array {position} claims dtype {clean(dtype, 40)} and shape {clean(shape, 40)}")
     if math.prod(shape) * dtype.itemsize != len(tensor) - stream.tell():
         raise BadUpdate(f"array {position} has {len(tensor) - stream.tell()} bytes, too many or too few for its shape")
-    return np.frombuffer(tensor, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    try:
+        return np.frombuffer(tensor, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError):  # no bytes can claim (0, 2**99), four bytes a hundred dimensions, or (True,)
+        raise BadUpdate(f"array {position} claims the shape {clean(shape, 40)}, which no array has") from None
 
 
 def _check_finite(arrays: list[np.ndarray]) -> None:
