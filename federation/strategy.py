@@ -124,13 +124,19 @@ def check_evaluate(res: EvaluateRes, declared: int) -> tuple[float, float, int]:
 
 
 def clip(update: list[np.ndarray], weights: list[np.ndarray], max_norm: float) -> list[np.ndarray]:
-    """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are."""
-    steps = [new - old if old.dtype.kind == "f" else None for new, old in zip(update, weights, strict=True)]
-    norm = math.sqrt(sum(float(np.sum(np.square(step, dtype=np.float64))) for step in steps if step is not None))
+    """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are.
+
+    In float64: a float32 step between huge but finite values would be infinite, and its clipped self NaN.
+    """
+    pairs = list(zip(update, weights, strict=True))
+    steps = [np.subtract(new, old, dtype=np.float64) if old.dtype.kind == "f" else None for new, old in pairs]
+    norm = math.sqrt(sum(float(np.sum(np.square(step))) for step in steps if step is not None))
     if norm <= max_norm:
         return update
-    shortened = zip(update, weights, steps, strict=True)
-    return [new if step is None else (old + step * (max_norm / norm)).astype(old.dtype) for new, old, step in shortened]
+    shortened = zip(pairs, steps, strict=True)
+    return [
+        new if step is None else (old + step * (max_norm / norm)).astype(old.dtype) for (new, old), step in shortened
+    ]
 
 
 def weighted_mean(values: list[tuple[np.ndarray | float, int]]) -> np.ndarray:
