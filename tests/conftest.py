@@ -1,0 +1,3 @@
+"""Read by pytest before any test file."""
+
+import federation  # noqa: F401  (it sets what flwr reads when it is imported, and a test may import flwr first)
