@@ -123,9 +123,9 @@ def test_arrays_that_dont_fit_are_turned_away_with_the_reason(arrays, reason):
 def test_one_value_that_is_no_number_is_one_too_many(value):
     kernel = KERNEL.copy()
     kernel[1, 2] = value
-    with pytest.raises(BadUpdate, match="^array 0 holds NaN or infinite values$"):
+    with pytest.raises(BadUpdate, match=r"^array 0 holds NaN or infinite values$"):
         checked(kernel, COUNTER)
-    with pytest.raises(BadUpdate, match="^array 0 holds NaN or infinite values$"):
+    with pytest.raises(BadUpdate, match=r"^array 0 holds NaN or infinite values$"):
         read_weights(fit_res([kernel]).parameters)
 
 
@@ -203,7 +203,7 @@ def test_an_evaluation_loss_is_finite(loss):
 def test_untrained_weights_are_read_by_position_and_none_are_too_few():
     kernel, counter = read_weights(fit_res(WEIGHTS).parameters)
     assert (kernel.dtype, kernel.shape, counter.dtype, int(counter)) == (np.float32, (2, 3), np.int64, 5)
-    with pytest.raises(BadUpdate, match="^it holds no arrays$"):
+    with pytest.raises(BadUpdate, match=r"^it holds no arrays$"):
         read_weights(Parameters([], "numpy.ndarray"))
 
 
