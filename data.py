@@ -149,7 +149,9 @@ def read_image(path: str) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
-            if image.mode not in ("RGB", "L"):
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode not in ("RGB", "L") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
