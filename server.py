@@ -43,9 +43,8 @@ def main() -> None:
         admission.begin(history.config["classes"], history.config["statistics"])
     server = FederatedServer(admission, terms, folder, history, checkpoint)
     tls = " with TLS" if certificates else ""
-    say(
-        f"server on {args.address}{tls}: {terms.strategy} of {recipe.model}, {recipe.rounds} rounds, into {folder.path}"
-    )
+    task = f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
+    say(f"server on {args.address}{tls}: {task}; results in {folder.path}")
     start_server(
         server_address=args.address,
         server=server,
@@ -89,7 +88,8 @@ def check_port(address: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
     except OSError as error:
-        fail(f"can't listen on {address} ({error.strerror}); end who has the port, or give another --address")
+        remedy = "end the program that has the port, or give another --address"
+        fail(f"can't listen on {address} ({error.strerror}); {remedy}")
 
 
 def read_certificates(args: argparse.Namespace) -> tuple[bytes, bytes, bytes] | None:

@@ -1,3 +1,5 @@
+"""Read by pytest before any test file."""
+
 from pathlib import Path
 
 import pytest
