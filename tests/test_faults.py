@@ -1,8 +1,10 @@
 """Clients that fail: the run goes on with the others, or ends in words, and never hangs."""
 
+import inspect
 import signal
 
 import pytest
+from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
 from processes import Cable
 
 
@@ -181,3 +183,9 @@ def test_the_run_ends_early_when_the_target_accuracy_is_reached(federation):
     for client in clients:
         client.ends(0)
     assert clients_by_round(federation) == [3, 3]
+
+
+def test_flower_pings_a_quiet_line_before_a_cloud_cuts_it():
+    """Local training may take longer than the four minutes after which some clouds cut an idle connection."""
+    keepalive = inspect.signature(start_grpc_server).parameters["keepalive_time_ms"].default
+    assert keepalive < 240_000
