@@ -8,11 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import federation  # noqa: F401  (first: it sets what flwr and grpc read when they are imported)
-
-# isort: split
-from flwr.server import ServerConfig, start_server
-
 from federation.address import parse_server_address
 from federation.admission import Admission
 from federation.handshake import load_secret
@@ -22,6 +17,8 @@ from federation.run_folder import Checkpoint, History, RunFolder
 from federation.streams import guard_streams
 from federation.tls import read_server_files
 from federation.words import fail, say
+
+from flwr.server import ServerConfig, start_server
 
 
 def main() -> None:
@@ -50,8 +47,8 @@ def main() -> None:
         admission.begin(history.config["classes"], history.config["statistics"])
     server = FederatedServer(admission, terms, folder, history, checkpoint)
     tls = " with TLS" if certificates else ""
-    what = f"{terms.strategy}, {recipe.model}, {recipe.rounds} rounds"
-    say(f"server on {args.address}{tls}: {what}; results in {folder.path}")
+    task = f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
+    say(f"server on {args.address}{tls}: {task}; results in {folder.path}")
     guard_streams()
     start_server(
         server_address=args.address,

@@ -2,7 +2,7 @@
 
 import os
 
-# All are read when flwr or grpc is first imported, so they are set before any of our modules imports either.
+# All are read when flwr or grpc is first imported: import federation before them (pyproject.toml sorts it so).
 # Data that never leaves the client goes badly with a phone-home: FLWR_TELEMETRY_ENABLED=1 turns it on.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # Flower logs every message and a banner of many lines; FLWR_LOG_LEVEL=INFO brings them back.

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
+from federation.recipe import Recipe
+from federation.words import clean
+
 from flwr.common import GetPropertiesIns, ReconnectIns
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridgeClosed
-
-from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
-from federation.recipe import Recipe
-from federation.words import clean
 
 VET_SECONDS = 10  # a connection that says nothing for so long is dropped
 STRANGERS = 64  # connections that are vetted at a time; of Flower's 1,000 streams the rest stays free for clients

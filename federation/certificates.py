@@ -12,12 +12,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
+from federation.words import fail, say
+
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from federation.words import fail, say
 
 AUTHORITY_DAYS = 3650
 SKEW = timedelta(days=1)  # valid from yesterday on: a client's clock may be behind

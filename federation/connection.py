@@ -3,13 +3,13 @@
 import os
 import time
 
-import grpc
-from flwr.client import start_client
-
 from federation.address import is_loopback, parse_server_address
 from federation.member import Member
 from federation.tls import tls_mismatch
 from federation.words import clean, fail, say
+
+import grpc
+from flwr.client import start_client
 
 
 def stay_connected(

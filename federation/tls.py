@@ -4,10 +4,10 @@ import socket
 import ssl
 from pathlib import Path
 
+from federation.words import fail
+
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-from federation.words import fail
 
 PROBE_SECONDS = 5
 NOT_YET_VALID, EXPIRED, OTHER_HOST, OTHER_ADDRESS = 9, 10, 62, 64  # OpenSSL's X509_V_ERR_ codes

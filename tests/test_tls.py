@@ -4,6 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
+from federation.certificates import issue, make_authority, parse_host, write_pair
+from federation.tls import read_server_files
+
 import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import (
@@ -13,9 +16,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from processes import Federation
-
-from federation.certificates import issue, make_authority, parse_host, write_pair
-from federation.tls import read_server_files
 
 HERE = ["127.0.0.1", "localhost"]
 FILES = ["ca.pem", "server.pem", "server.key"]
