@@ -7,19 +7,19 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from flwr.client import NumPyClient
-from tqdm import tqdm
-
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
-import model
-from data import DataError, open_dataset
 from federation.connection import parse_server_address, stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
 from federation.partition import partition, split_test_set
 from federation.words import fail, say
+
+import numpy as np
+import torch
+from flwr.client import NumPyClient
+from tqdm import tqdm
+
+import model
+from data import DataError, open_dataset
 
 
 class CifarClient(NumPyClient):
@@ -110,14 +110,12 @@ def num_cores() -> int:
 
 def introduce(client: CifarClient) -> None:
     """Say what this client holds: its class distribution."""
-    seat = client.seat
-    say(
-        f"joined as client {seat.partition} of {seat.num_partitions}, "
-        f"with {client.num_train:,} training and {client.num_test:,} test images"
-    )
+    seat, sizes = client.seat, f"{client.num_train:,} training and {client.num_test:,} test images"
+    say(f"joined with partition {seat.partition} of {seat.num_partitions}: {sizes}; training images by class:")
     counts = np.bincount(client.train_labels, minlength=len(client.classes))
-    names = zip(client.classes, counts, strict=True)
-    say("training images by class: " + ", ".join(f"{name} {count:,}" for name, count in names))
+    columns = [f"{name} {count:,}" for name, count in zip(client.classes, counts, strict=True)]
+    for start in range(0, len(columns), 5):
+        say("  " + "".join(f"{column:<18}" for column in columns[start : start + 5]).rstrip())
 
 
 def show_final_model(client: CifarClient, save: str | None) -> None:

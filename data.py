@@ -105,7 +105,7 @@ class Synthetic:
     def __init__(self) -> None:
         self.classes = ["checks", "cross", "diagonal", "disc", "frame", "lines", "ring", "rungs", "square", "triangle"]
         self.sizes = {"train": 6000, "test": 1500}
-        self.noise = 60.0  # standard deviation, in grey levels of 255: learnable, but not after one round
+        self.noise = 35.0  # standard deviation, in grey levels of 255: learnable, but not after one round
 
     def labels(self, split: str, seed: int) -> np.ndarray:
         return np.arange(self.sizes[split]) % len(self.classes)

@@ -8,9 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from flwr.server import ServerConfig, start_server
-
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 from federation.admission import Admission
 from federation.connection import parse_server_address
 from federation.handshake import load_secret
@@ -18,6 +15,8 @@ from federation.options import parse_args
 from federation.rounds import FederatedServer
 from federation.run_folder import Checkpoint, History, RunFolder
 from federation.words import fail, say
+
+from flwr.server import ServerConfig, start_server
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
         admission.begin(history.config["classes"], history.config["statistics"])
     server = FederatedServer(admission, terms, folder, history, checkpoint)
     tls = " with TLS" if certificates else ""
-    task = f"{terms.strategy}, {recipe.model}, {recipe.rounds} rounds"
+    task = f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
     say(f"server on {args.address}{tls}: {task}; results in {folder.path}")
     start_server(
         server_address=args.address,

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flwr.common import GetPropertiesIns, ReconnectIns
-from flwr.server.client_manager import ClientManager
-from flwr.server.client_proxy import ClientProxy
-
 from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
 from federation.recipe import Recipe
 from federation.words import clean
+
+from flwr.common import GetPropertiesIns, ReconnectIns
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
 
 VET_SECONDS = 10  # a connection that says nothing for so long is dropped
 

@@ -6,12 +6,12 @@ import ssl
 import time
 from ipaddress import ip_address
 
+from federation.member import Member
+from federation.words import fail, say
+
 import grpc
 from flwr.client import start_client
 from flwr.supercore.address import parse_address
-
-from federation.member import Member
-from federation.words import fail, say
 
 PROBE_SECONDS = 5
 EXPIRED, OTHER_HOST, OTHER_ADDRESS = 10, 62, 64  # OpenSSL's X509_V_ERR_ codes

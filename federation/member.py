@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flwr.client import NumPyClient
-
 from federation.handshake import PROTOCOL, proof
 from federation.recipe import Recipe
 from federation.words import clean, fail, say
+
+from flwr.client import NumPyClient
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,15 @@
 """The server's command line: every flag, and every way to use it wrongly in one line."""
 
 import argparse
-import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from federation.connection import is_loopback, parse_server_address
 from federation.partition import PARTITIONERS
-from federation.recipe import MODELS, RECIPE_FIELDS, Recipe, flag
-from federation.rounds import Terms
+from federation.recipe import MODELS, RECIPE_FIELDS, TERMS_FIELDS, Recipe, Terms, flag
 from federation.run_folder import RunFolder
 from federation.strategy import STRATEGIES
-
-TERMS_FIELDS = tuple(field.name for field in dataclasses.fields(Terms))
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from federation.words import say
+
+import numpy as np
 
 KEPT_CHECKPOINTS = 2
 

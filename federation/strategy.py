@@ -4,11 +4,11 @@ import io
 import math
 from collections.abc import Callable
 
+from federation.words import clean
+
 import numpy as np
 from flwr.common import Code, EvaluateRes, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
-
-from federation.words import clean
 
 # Server-side step sizes as in Reddi et al. 2021 (arXiv:2003.00295), table 8 and section 4, and, for the
 # momentum, Hsu et al. 2019 (arXiv:1909.06335).
@@ -29,7 +29,11 @@ STATE = {"fedavgm": ("momentum_vector",), "fedadam": ("current_weights", "m_t", 
 
 
 class BadUpdate(Exception):
-    """An answer that must not count; the text is the reason."""
+    """An answer that must not count; the text is the reason. client_failed: the client itself says that it failed."""
+
+    def __init__(self, reason: str, client_failed: bool = False):
+        super().__init__(reason)
+        self.client_failed = client_failed
 
 
 Update = tuple[list[np.ndarray], int]  # weights by position, number of examples
@@ -146,7 +150,7 @@ def weighted_mean(values: list[tuple[np.ndarray | float, int]]) -> np.ndarray:
 
 def _check_told(metrics: dict, num_examples: int, declared: int) -> None:
     if "error" in metrics:
-        raise BadUpdate(f"it says: {clean(metrics['error'])}")
+        raise BadUpdate(f"it says: {clean(metrics['error'])}", client_failed=True)
     if not 0 < num_examples <= declared:
         raise BadUpdate(f"it claims {num_examples} examples, having declared {declared} when it joined")
 

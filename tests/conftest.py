@@ -1,3 +1,12 @@
 """Read by pytest before any test file."""
 
-import federation  # noqa: F401  (it sets what flwr reads when it is imported, and a test may import flwr first)
+from pathlib import Path
+
+import pytest
+from processes import Federation
+
+
+@pytest.fixture
+def federation(tmp_path: Path):
+    with Federation(tmp_path) as federation:
+        yield federation

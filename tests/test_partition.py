@@ -1,9 +1,9 @@
 """Who holds which examples: every split is a function of the labels and the seed, and fair to what its name says."""
 
+from federation.partition import PARTITIONERS, partition, split_test_set
+
 import numpy as np
 import pytest
-
-from federation.partition import PARTITIONERS, partition, split_test_set
 
 LABELS = np.arange(1000) % 10  # ten classes of a hundred examples
 CIFAR = np.arange(50_000) % 10

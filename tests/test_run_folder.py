@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+from federation.run_folder import Checkpoint, History, RunFolder, write_whole
+
 import numpy as np
 import pytest
-
-from federation.run_folder import Checkpoint, History, RunFolder, write_whole
 
 WEIGHTS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3)]
 STATE = [np.array(2), np.ones(3, np.float64)]

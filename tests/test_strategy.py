@@ -5,10 +5,6 @@ import struct
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
-import pytest
-from flwr.common import Code, EvaluateRes, FitRes, Parameters, Status
-
 from federation.strategy import (
     STRATEGIES,
     BadUpdate,
@@ -19,6 +15,10 @@ from federation.strategy import (
     read_weights,
     weighted_mean,
 )
+
+import numpy as np
+import pytest
+from flwr.common import Code, EvaluateRes, FitRes, Parameters, Status
 
 OK = Status(Code.OK, "")
 WEIGHTS = [np.zeros((2, 3), np.float32), np.array(5)]  # a kernel, and a counter as BatchNorm has
