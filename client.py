@@ -135,7 +135,10 @@ def show_final_model(client: CifarClient, save: str | None) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    usage = "%(prog)s [options]; --help lists them"  # one line, as it comes before every error
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=usage, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
     add("--server", default="127.0.0.1:8080", metavar="HOST:PORT", help="where the server listens")
     add("--dataset", default="cifar10", help="cifar10, synthetic (generated), or a FOLDER of train|test/<class>/*")
@@ -158,7 +161,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--partition-id must be at least 0, got {args.partition_id}")
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads must be at least 1, got {args.threads}")
-    if args.wait < 0:
+    if not args.wait >= 0:  # NaN too: it would wait for ever
         parser.error(f"--wait must be at least 0, got {args.wait:g}")
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if args.device == "auto":
@@ -174,6 +177,7 @@ def main() -> None:
     args = parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     torch.set_num_threads(args.threads or 1)
+    secret = load_secret(args.secret_file)  # before the data, which may take a while to come
     try:
         certificates = read_authority(args.ca_certificate) if args.ca_certificate else None
         dataset = open_dataset(args.dataset, args.data_dir)
@@ -186,7 +190,7 @@ def main() -> None:
         return client
 
     wanted = -1 if args.partition_id is None else args.partition_id
-    member = Member(open_client, dataset.classes, secret=load_secret(args.secret_file), wanted_partition=wanted)
+    member = Member(open_client, dataset.classes, secret=secret, wanted_partition=wanted)
     stay_connected(member, args.server, wait=args.wait, root_certificates=certificates)
     leave(member)
     show_final_model(member.client, args.save)

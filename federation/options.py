@@ -188,6 +188,9 @@ def stored_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.run_dir:
         parser.error(f"--resume {args.resume} names the run folder; leave out --run-dir {args.run_dir}")
     try:
-        return RunFolder(Path(args.resume)).load_config()
-    except (OSError, ValueError, KeyError):
+        config = RunFolder(Path(args.resume)).load_config()
+        if not {*RECIPE_FIELDS, *TERMS_FIELDS} <= set(config):
+            raise KeyError
+        return config
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, no JSON, or not what we wrote
         parser.error(f"--resume {args.resume} holds no run (no readable history.json)")
