@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
 from federation.recipe import Recipe
@@ -35,6 +35,7 @@ class Place:
     host: str  # clients that share a machine say the same
     train_examples: int = 0
     test_examples: int = 0
+    class_counts: list[int] = field(default_factory=list)  # training examples by class, where the client says so
     ready: bool = False
     strikes: int = 0  # bad updates in a row
 
@@ -236,9 +237,13 @@ class Admission(ClientManager):
         if train < 1 or test < 1:
             words = f"{name} has {train:,} training and {test:,} test images; it needs both"
             raise Refused(f"images {name}", words)
+        counts = [_integer(count) for count in json.loads(_text(answer.get("class_counts", "[]"), 2, LONGEST_LIST))]
+        if counts and (len(counts) != len(self.classes) or min(counts) < 0 or sum(counts) != train):
+            raise Refused(f"counts {name}", f"{name} counts its images by class otherwise than in all")
         with self.changed:
             if self.places.get(place.partition) is not place:
                 return
+            place.class_counts = counts
             if not self.started and not self.ready():
                 self.statistics = statistics
             if statistics != self.statistics:
