@@ -166,7 +166,7 @@ class Admission(ClientManager):
 
     def _seat(self, client: ClientProxy, hello: dict) -> Place:
         """Give the client a place, not yet ready. Raises Refused or Waitlisted, or what senseless answers raise."""
-        classes = [_text(name, 1, 10 * LONGEST_NAME) for name in json.loads(_text(hello["classes"], 2, LONGEST_LIST))]
+        classes = [_text(name, 1, 10 * LONGEST_NAME) for name in _list(hello["classes"])]
         instance, host = _text(hello["instance"], 16, 64), _text(hello["host"], 0, 64)
         wanted, held = _integer(hello["wanted"]), _integer(hello["held"])
         if not 1 <= len(classes) <= MOST_CLASSES:
@@ -233,7 +233,7 @@ class Admission(ClientManager):
         if "error" in answer:
             raise Refused(f"start {name}", f"{name} could not start: {clean(answer['error'])}")
         train, test = _integer(answer["train_examples"]), _integer(answer["test_examples"])
-        statistics = [_integer(position) for position in json.loads(_text(answer["statistics"], 2, LONGEST_LIST))]
+        statistics = [_integer(position) for position in _list(answer["statistics"])]
         if train < 1 or test < 1:
             words = f"{name} has {train:,} training and {test:,} test images; it needs both"
             raise Refused(f"images {name}", words)
@@ -342,6 +342,14 @@ def _text(value: object, least: int, most: int) -> str:
     if not isinstance(value, str) or not least <= len(value) <= most:
         raise ValueError(f"not a text of {least} to {most} characters")
     return value
+
+
+def _list(value: object) -> list:
+    """What the value says in JSON, if it is a list. Raises ValueError."""
+    items = json.loads(_text(value, 2, LONGEST_LIST))
+    if not isinstance(items, list):
+        raise ValueError("not a list")
+    return items
 
 
 def _integer(value: object) -> int:
