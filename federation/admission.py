@@ -237,7 +237,7 @@ class Admission(ClientManager):
         if train < 1 or test < 1:
             words = f"{name} has {train:,} training and {test:,} test images; it needs both"
             raise Refused(f"images {name}", words)
-        counts = [_integer(count) for count in json.loads(_text(answer.get("class_counts", "[]"), 2, LONGEST_LIST))]
+        counts = [_integer(count) for count in _list(answer.get("class_counts", "[]"))]
         if counts and (len(counts) != len(self.classes) or min(counts) < 0 or sum(counts) != train):
             raise Refused(f"counts {name}", f"{name} counts its images by class otherwise than in all")
         with self.changed:
