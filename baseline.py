@@ -5,19 +5,19 @@ import json
 import sys
 import time
 
+from federation.recipe import Recipe
+from federation.run_folder import History, write_whole
+from federation.tables import TIMES, comparison, in_columns, verdict
+from federation.words import fail, say
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import evaluate
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 import model
 from client import DEVICES, find_device, load, num_cores, round_seed, shares
 from data import DataError
-from federation.recipe import Recipe
-from federation.run_folder import History, write_whole
-from federation.tables import TIMES, comparison, in_columns, verdict
-from federation.words import fail, say
 
 EPILOG = """\
 Both get what a client gets: the recipe of the run, as many passes as its rounds made, and the same

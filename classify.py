@@ -5,13 +5,13 @@ import json
 import os
 import sys
 
+from federation.words import fail
+
 import torch
 
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 import model
 import model_file
 from data import DataError, read_image
-from federation.words import fail
 
 EPILOG = """\
 examples:

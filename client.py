@@ -7,21 +7,23 @@ import sys
 import time
 from pathlib import Path
 
+from federation.address import parse_server_address
+from federation.connection import stay_connected
+from federation.handshake import load_secret
+from federation.member import Member, Seat, leave
+from federation.partition import partition, split_test_set
+from federation.recipe import Recipe
+from federation.tls import read_authority
+from federation.words import fail, say
+
 import numpy as np
 import torch
 from flwr.client import NumPyClient
 from tqdm import tqdm
 
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 import model
 import model_file
 from data import DataError, open_dataset
-from federation.connection import parse_server_address, stay_connected
-from federation.handshake import load_secret
-from federation.member import Member, Seat, leave
-from federation.partition import partition, split_test_set
-from federation.recipe import Recipe
-from federation.words import fail, say
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 
@@ -119,13 +121,11 @@ def num_cores() -> int:
 
 def introduce(client: CifarClient) -> None:
     """Say what this client holds: its class distribution."""
-    seat = client.seat
-    say(
-        f"joined as client {seat.partition} of {seat.num_partitions}, "
-        f"with {client.num_train:,} training and {client.num_test:,} test images"
-    )
-    names = zip(client.classes, client.class_counts, strict=True)
-    say("training images by class: " + ", ".join(f"{name} {count:,}" for name, count in names))
+    seat, sizes = client.seat, f"{client.num_train:,} training and {client.num_test:,} test images"
+    say(f"joined with partition {seat.partition} of {seat.num_partitions}: {sizes}; training images by class:")
+    columns = [f"{name} {count:,}" for name, count in zip(client.classes, client.class_counts, strict=True)]
+    for start in range(0, len(columns), 5):
+        say("  " + "".join(f"{column:<18}" for column in columns[start : start + 5]).rstrip())
 
 
 def show_final_model(client: CifarClient, save: str | None) -> None:
@@ -145,7 +145,10 @@ def show_final_model(client: CifarClient, save: str | None) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    usage = "%(prog)s [options]; --help lists them"  # one line, as it comes before every error
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=usage, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
     add("--server", default="127.0.0.1:8080", metavar="HOST:PORT", help="where the server listens")
     add("--dataset", default="cifar10", help="cifar10, synthetic (generated), or a FOLDER of train|test/<class>/*")
@@ -168,7 +171,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--partition-id must be at least 0, got {args.partition_id}")
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads must be at least 1, got {args.threads}")
-    if args.wait < 0:
+    if not args.wait >= 0:  # NaN too: it would wait for ever
         parser.error(f"--wait must be at least 0, got {args.wait:g}")
     args.device = find_device(parser, args.device)
     if args.save and not Path(args.save).absolute().parent.is_dir():
@@ -190,8 +193,9 @@ def main() -> None:
     args = parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     torch.set_num_threads(args.threads or 1)
+    secret = load_secret(args.secret_file)  # before the data, which may take a while to come
     try:
-        certificates = Path(args.ca_certificate).read_bytes() if args.ca_certificate else None
+        certificates = read_authority(args.ca_certificate) if args.ca_certificate else None
         dataset = open_dataset(args.dataset, args.data_dir)
     except (DataError, OSError) as error:
         fail(str(error))
@@ -202,7 +206,7 @@ def main() -> None:
         return client
 
     wanted = -1 if args.partition_id is None else args.partition_id
-    member = Member(open_client, dataset.classes, secret=load_secret(args.secret_file), wanted_partition=wanted)
+    member = Member(open_client, dataset.classes, secret=secret, wanted_partition=wanted)
     stay_connected(member, args.server, wait=args.wait, root_certificates=certificates)
     leave(member)
     show_final_model(member.client, args.save)

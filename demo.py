@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
-from data import DataError, open_dataset
 from federation.tables import table
 from federation.words import fail
+
+from data import DataError, open_dataset
 
 COLOURS = [36, 32, 33, 35, 34, 31]  # ANSI: the server's, then the clients'
 
@@ -139,7 +139,8 @@ def main() -> int:
         cast.start("server", ["server.py", "--address", address, "--run-dir", str(run_dir), *counts, *server_options])
         for number in range(args.clients):
             where = ["--server", address, "--dataset", dataset, *data_dir]
-            cast.start(f"client {number}", ["client.py", *where, "--wait", "60"])
+            # Clients get partitions by themselves; asked for, the numbers on the screen agree.
+            cast.start(f"client {number}", ["client.py", *where, "--partition-id", str(number), "--wait", "60"])
         codes = cast.wait()
     finally:
         cast.end()

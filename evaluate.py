@@ -3,20 +3,20 @@
 import argparse
 import sys
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
-import model
-import model_file
-from client import load, num_cores
-from data import DataError, open_dataset
 from federation import report
 from federation.recipe import RECIPE_FIELDS, Recipe
 from federation.run_folder import RunFolder, write_whole
 from federation.tables import in_columns
 from federation.words import fail, say
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import model
+import model_file
+from client import load, num_cores
+from data import DataError, open_dataset
 
 EXAMPLES = 25
 CHUNK = 500  # images at a time

@@ -5,11 +5,12 @@ import pickle
 import zipfile
 from pathlib import Path
 
+from federation.run_folder import write_whole
+
 import numpy as np
 import torch
 
 import model
-from federation.run_folder import write_whole
 
 
 class ModelFileError(Exception):

@@ -8,24 +8,27 @@ import sys
 import time
 from pathlib import Path
 
-from flwr.server import ServerConfig, start_server
-
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 from federation import report
+from federation.address import parse_server_address
 from federation.admission import Admission
-from federation.connection import parse_server_address
 from federation.handshake import load_secret
 from federation.options import parse_args
 from federation.rounds import FederatedServer
 from federation.run_folder import Checkpoint, History, RunFolder
 from federation.scalars import open_scalars
+from federation.streams import guard_streams
+from federation.tls import read_server_files
 from federation.words import fail, say
+
+from flwr.server import ServerConfig, start_server
 
 
 def main() -> None:
     args = parse_args(__doc__)
     recipe, terms = args.recipe, args.terms
-    secret, certificates = load_secret(args.secret_file), read_certificates(args)
+    secret = load_secret(args.secret_file)
+    files = (args.ca_certificate, args.certificate, args.private_key)
+    certificates = read_server_files(*files) if args.certificate else None
     check_port(args.address)
     on_round = open_scalars(args.tensorboard) if args.tensorboard else None
     folder, history, checkpoint = open_run(args)
@@ -48,9 +51,9 @@ def main() -> None:
     server = FederatedServer(admission, terms, folder, history, checkpoint)
     server.on_round = on_round or server.on_round
     tls = " with TLS" if certificates else ""
-    say(
-        f"server on {args.address}{tls}: {terms.strategy}, {recipe.model}, {recipe.rounds} rounds; results in {folder.path}"
-    )
+    task = f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
+    say(f"server on {args.address}{tls}: {task}; results in {folder.path}")
+    guard_streams()
     start_server(
         server_address=args.address,
         server=server,
@@ -105,19 +108,8 @@ def check_port(address: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
     except OSError as error:
-        fail(
-            f"can't listen on {address} ({error.strerror}); end the program that has the port, or give another --address"
-        )
-
-
-def read_certificates(args: argparse.Namespace) -> tuple[bytes, bytes, bytes] | None:
-    """Authority, certificate and key as PEM, or None for a server without TLS."""
-    if not args.certificate:
-        return None
-    try:
-        return tuple(Path(path).read_bytes() for path in (args.ca_certificate, args.certificate, args.private_key))
-    except OSError as error:
-        fail(f"{error.filename} can't be read ({error.strerror}); make it with python -m federation.certificates", 2)
+        remedy = "end the program that has the port, or give another --address"
+        fail(f"can't listen on {address} ({error.strerror}); {remedy}")
 
 
 def allow_many_connections() -> None:

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flwr.client import NumPyClient
-
-from federation.handshake import PROTOCOL, proof
+from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
 from federation.recipe import Recipe
 from federation.words import clean, fail, say
+
+from flwr.client import NumPyClient
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Member(NumPyClient):
         self.client: NumPyClient | None = None
         self.farewell: Farewell | None = None
         self.failure: str | None = None
+        self.waiting = ""  # the server's words on the waiting list, if we are on it
         self.heard = 0  # messages from the server so far: tells progress from mere connecting
 
     def get_properties(self, config: dict) -> dict:
@@ -103,6 +104,9 @@ class Member(NumPyClient):
 
     def _take_leave(self, config: dict) -> dict:
         self.farewell = Farewell(config["kind"], clean(config["words"]), config["code"])
+        if self.farewell.kind == "wait" and self.farewell.words != self.waiting:
+            self.waiting = self.farewell.words
+            say(f"{self.waiting}; asking again every {RETRY_SECONDS} s")
         return {}
 
     def _work(self, task: Callable, failed: object) -> object:

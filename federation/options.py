@@ -1,19 +1,15 @@
 """The server's command line: every flag, and every way to use it wrongly in one line."""
 
 import argparse
-import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from federation.connection import is_loopback, parse_server_address
+from federation.address import is_loopback, parse_server_address
 from federation.partition import PARTITIONERS
-from federation.recipe import MODELS, RECIPE_FIELDS, Recipe, flag
-from federation.rounds import Terms
+from federation.recipe import MODELS, RECIPE_FIELDS, TERMS_FIELDS, Recipe, Terms, flag
 from federation.run_folder import RunFolder
 from federation.strategy import STRATEGIES
-
-TERMS_FIELDS = tuple(field.name for field in dataclasses.fields(Terms))
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -193,6 +189,9 @@ def stored_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.run_dir:
         parser.error(f"--resume {args.resume} names the run folder; leave out --run-dir {args.run_dir}")
     try:
-        return RunFolder(Path(args.resume)).load_config()
-    except (OSError, ValueError, KeyError):
+        config = RunFolder(Path(args.resume)).load_config()
+        if not {*RECIPE_FIELDS, *TERMS_FIELDS} <= set(config):
+            raise KeyError
+        return config
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, no JSON, or not what we wrote
         parser.error(f"--resume {args.resume} holds no run (no readable history.json)")

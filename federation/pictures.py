@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from federation.run_folder import History
+
+import numpy as np
 
 WIDTH = 5.2  # inches: the type is then still readable where a phone shrinks the picture to its own width
 MARKED_ROUNDS = 25  # with more, markers run into each other

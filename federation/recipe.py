@@ -1,4 +1,4 @@
-"""What the server asks of every client, so that no two of them can disagree."""
+"""The recipe of a run, which the server gives to every client, and the terms, which it keeps to itself."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 
 # The networks of model.py by name, with the batch size and peak learning rate that suit each. The
 # names stand here because the server offers them and must not import model.py, and torch with it.
-MODELS = {"cnn": (64, 0.05), "lenet": (32, 0.02)}
+MODELS = {"cnn": (64, 0.15), "lenet": (32, 0.02)}
 
 
 @dataclass(frozen=True)
@@ -54,4 +54,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a run of rounds needs beside the recipe; times in seconds."""
+
+    clients: int = 3
+    min_clients: int = 2
+    fraction_fit: float = 1.0
+    strategy: str = "fedavg"
+    max_update_norm: float | None = None
+    target_accuracy: float | None = None
+    join_timeout: float = 3600.0  # for the first clients to come
+    rejoin_wait: float = 30.0  # for a lost client's place to be taken again
+    round_timeout: float = 600.0  # for a client to answer
+
+
 RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))
+TERMS_FIELDS = tuple(field.name for field in fields(Terms))

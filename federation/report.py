@@ -6,11 +6,11 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
-
 from federation import page, pictures
 from federation.run_folder import History, RunFolder, write_whole
 from federation.words import fail, say
+
+import numpy as np
 
 EPILOG = """\
 Draws accuracy.png and partitions.png from history.json, adds the curves of baseline.json where

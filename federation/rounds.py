@@ -1,49 +1,25 @@
 """The loop of server rounds: train everywhere, check, aggregate, evaluate everywhere, write down."""
 
-import concurrent.futures
 import signal
-import threading
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
-from flwr.common import EvaluateIns, FitIns, GetParametersIns, ndarrays_to_parameters
-from flwr.server.client_proxy import ClientProxy
-from flwr.server.history import History as FlowerHistory
-from flwr.server.server import Server
-
-from federation.admission import Admission, Place, close
+from federation.admission import Admission, Place
+from federation.cohort import Cohort, Stopped
+from federation.recipe import Terms
 from federation.run_folder import Checkpoint, History, RunFolder
-from federation.strategy import BadUpdate, CheckedStrategy, check_evaluate, check_fit, read_weights, weighted_mean
+from federation.strategy import CheckedStrategy, weighted_mean
 from federation.tables import TABLE_HEAD, table, table_row
 from federation.words import say
 
-GRACE = 5.0  # seconds after which Flower cuts a stream that we gave up
-STRIKES = 3  # bad updates in a row that cost a client its place
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a run of rounds needs beside the recipe; times in seconds."""
-
-    clients: int = 3
-    min_clients: int = 2
-    fraction_fit: float = 1.0
-    strategy: str = "fedavg"
-    max_update_norm: float | None = None
-    target_accuracy: float | None = None
-    join_timeout: float = 3600.0  # for the first clients to come
-    rejoin_wait: float = 30.0  # for a lost client's place to be taken again
-    round_timeout: float = 600.0  # for a client to answer
+import numpy as np
+from flwr.server.history import History as FlowerHistory
+from flwr.server.server import Server
 
 
 class RunFailed(Exception):
     """The run can't go on; the text says why and what to do."""
-
-
-class Stopped(Exception):
-    """A signal asked the server to stop."""
 
 
 class FederatedServer(Server):
@@ -68,7 +44,7 @@ class FederatedServer(Server):
         self.folder = folder
         self.history = history
         self.checkpoint = checkpoint
-        self.stop = threading.Event()
+        self.cohort = Cohort(admission, terms, history)
         self.signal_number = 0
         self.exit_code = 1
         self.weights: list[np.ndarray] = []
@@ -101,6 +77,9 @@ class FederatedServer(Server):
                 )
             say(f"error: {words}; then go on with: python server.py --resume {self.folder.path}")
             self.admission.close("failed", words)
+        except Exception as error:  # a fault of ours: show all of it, but let nobody wait for us
+            traceback.print_exc()
+            self.admission.close("failed", f"the server failed ({type(error).__name__})")
         return FlowerHistory(), time.monotonic() - start
 
     def disconnect_all_clients(self, timeout: float | None) -> None:
@@ -118,7 +97,8 @@ class FederatedServer(Server):
         if self.checkpoint is None:
             self._adopt(self._initial_weights())
             say(TABLE_HEAD)
-            self._finish_round(0, self._evaluate(0), train={}, start=time.monotonic())
+            start = time.monotonic()
+            self._finish_round(0, self.cohort.evaluate(0, self.weights), train={}, start=start)
         else:
             self._adopt(self.checkpoint.weights)
             self.rule.restore(self.checkpoint.strategy_state, self.weights)
@@ -131,9 +111,9 @@ class FederatedServer(Server):
     def _round(self, server_round: int) -> None:
         places = self._gather()
         start = time.monotonic()
-        train = self._fit(server_round, self._select(server_round, places))
+        train = self.cohort.fit(server_round, self.weights, self._select(server_round, places))
         self.weights = self.rule.aggregate(self.weights, [update for update, _ in train.values()])
-        self._finish_round(server_round, self._evaluate(server_round), train, start)
+        self._finish_round(server_round, self.cohort.evaluate(server_round, self.weights), train, start)
 
     def _finish_round(self, server_round: int, scores: dict, train: dict, start: float) -> None:
         """Write the round down, then say it: what the table shows is safe on disk."""
@@ -161,7 +141,7 @@ class FederatedServer(Server):
     def _gather_first(self) -> None:
         wanted = self.terms.clients
         say(f"waiting for {wanted} clients ({len(self.admission.ready())} of {wanted} there)")
-        if not self._wait_ready(wanted, self.terms.join_timeout):
+        if not self.cohort.wait_ready(wanted, self.terms.join_timeout):
             there = len(self.admission.ready())
             raise RunFailed(
                 f"{there} of {wanted} clients came within {self.terms.join_timeout:g} s; "
@@ -176,7 +156,7 @@ class FederatedServer(Server):
                 f"{missing} of {self.terms.clients} clients missing; "
                 f"waiting up to {self.terms.rejoin_wait:g} s for the free places"
             )
-            self._wait_ready(self.terms.clients, self.terms.rejoin_wait)
+            self.cohort.wait_ready(self.terms.clients, self.terms.rejoin_wait)
         places = self.admission.ready()
         if len(places) < self.terms.min_clients:
             raise RunFailed(
@@ -185,104 +165,21 @@ class FederatedServer(Server):
             )
         return places
 
-    def _wait_ready(self, number: int, timeout: float) -> bool:
-        ready = self.admission.wait_ready(number, timeout, self.stop)
-        self._raise_if_stopped()
-        return ready
-
     def _select(self, server_round: int, places: list[Place]) -> list[Place]:
         """Client selection: that fraction of the places, drawn from the seed and the round."""
         number = max(1, round(self.terms.fraction_fit * len(places)))
         rng = np.random.default_rng([self.recipe.seed, server_round])
         return [places[i] for i in sorted(rng.choice(len(places), number, replace=False))]
 
-    # What they are asked
-
     def _initial_weights(self) -> list[np.ndarray]:
-        """The untrained model, from the first client whose answer can be read; all build it from the seed."""
-        for place in self.admission.ready():
-            for _, answer in self._ask([place], lambda client, t: client.get_parameters(GetParametersIns({}), t, 0)):
-                try:
-                    return read_weights(answer.parameters)
-                except BadUpdate as bad:
-                    self._reject(0, place, bad)
-        raise RunFailed("no client could send the untrained model; look at what the clients print")
+        weights = self.cohort.initial_weights()
+        if weights is None:
+            raise RunFailed("no client could send the untrained model; look at what the clients print")
+        return weights
 
     def _adopt(self, weights: list[np.ndarray]) -> None:
         self.weights = weights
         self.rule = CheckedStrategy(self.terms.strategy, weights, self.admission.statistics, self.terms.max_update_norm)
-
-    def _fit(self, server_round: int, places: list[Place]) -> dict[int, tuple]:
-        """Local training everywhere: {partition: (update, training loss)} of the good updates, by partition."""
-        parameters = ndarrays_to_parameters(self.weights)
-        answers = self._ask(
-            places,
-            lambda client, t: client.fit(FitIns(parameters, self._words(server_round, client)), t, server_round),
-        )
-        good = {}
-        for place, res in answers:
-            try:
-                good[place.partition] = check_fit(res, self.weights, place.train_examples), res.metrics["train_loss"]
-                place.strikes = 0
-            except BadUpdate as bad:
-                self._reject(server_round, place, bad)
-        return good
-
-    def _evaluate(self, server_round: int) -> dict[int, tuple[float, float, int]]:
-        """The global model on everybody's test share: {partition: (loss, accuracy, examples)}."""
-        parameters = ndarrays_to_parameters(self.weights)
-        answers = self._ask(
-            self.admission.ready(),
-            lambda client, t: client.evaluate(
-                EvaluateIns(parameters, self._words(server_round, client)), t, server_round
-            ),
-        )
-        good = {}
-        for place, res in answers:
-            try:
-                good[place.partition] = check_evaluate(res, place.test_examples)
-            except BadUpdate as bad:
-                self._reject(server_round, place, bad)
-        return good
-
-    def _words(self, server_round: int, client: ClientProxy) -> dict:
-        """What goes with the weights: the round, and how many clients share the machine's cores."""
-        place = self.admission.place_of(client)
-        sharing = sum(other.host == place.host for other in self.admission.ready()) if place else 1
-        return {"server_round": server_round, "clients_on_host": max(1, sharing)}
-
-    def _ask(self, places: list[Place], call: Callable[[ClientProxy, float], object]) -> list[tuple[Place, object]]:
-        """Ask all at once; answers by partition. Who breaks off or takes too long is dropped, and left out."""
-        timeout = self.terms.round_timeout
-        deadline = time.monotonic() + timeout
-        executor = concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(places)))
-        futures = {executor.submit(call, place.client, timeout + GRACE): place for place in places}
-        waiting = set(futures)
-        while waiting and time.monotonic() < deadline and not self.stop.is_set():
-            _, waiting = concurrent.futures.wait(waiting, timeout=min(0.2, max(0.0, deadline - time.monotonic())))
-        executor.shutdown(wait=False, cancel_futures=True)
-        self._raise_if_stopped()
-        answers = []
-        for future, place in futures.items():
-            if future in waiting:
-                say(f"client {place.partition} did not answer within {timeout:g} s (--round-timeout)")
-                self.admission.unregister(place.client)
-                close(place.client)
-            elif future.exception() is None:
-                answers.append((place, future.result()))
-            else:
-                self.admission.unregister(place.client)
-        return answers
-
-    def _reject(self, server_round: int, place: Place, bad: BadUpdate) -> None:
-        """Leave an answer out, in public; after three in a row, or a failure of its own, the client goes."""
-        place.strikes += 1
-        self.history.rejected.append({"round": server_round, "partition": place.partition, "reason": str(bad)})
-        say(f"round {server_round}: client {place.partition} left out: {bad}")
-        if place.strikes >= STRIKES:
-            self.admission.drop(place, f"{STRIKES} bad updates in a row, the last: {bad}")
-        elif str(bad).startswith("it says: "):
-            self.admission.drop(place, "it failed")
 
     # When to end
 
@@ -296,8 +193,4 @@ class FederatedServer(Server):
     def _on_signal(self, number: int, frame: object) -> None:
         """Only sets a flag, which every wait looks at five times a second: a checkpoint is never cut short."""
         self.signal_number = number
-        self.stop.set()
-
-    def _raise_if_stopped(self) -> None:
-        if self.stop.is_set():
-            raise Stopped
+        self.cohort.stop.set()

@@ -4,11 +4,11 @@ import io
 import math
 from collections.abc import Callable
 
+from federation.words import clean
+
 import numpy as np
 from flwr.common import Code, EvaluateRes, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
-
-from federation.words import clean
 
 # Server-side step sizes as in Reddi et al. 2021 (arXiv:2003.00295), table 8 and section 4, and, for the
 # momentum, Hsu et al. 2019 (arXiv:1909.06335).
@@ -29,7 +29,11 @@ STATE = {"fedavgm": ("momentum_vector",), "fedadam": ("current_weights", "m_t", 
 
 
 class BadUpdate(Exception):
-    """An answer that must not count; the text is the reason."""
+    """An answer that must not count; the text is the reason. client_failed: the client itself says that it failed."""
+
+    def __init__(self, reason: str, client_failed: bool = False):
+        super().__init__(reason)
+        self.client_failed = client_failed
 
 
 Update = tuple[list[np.ndarray], int]  # weights by position, number of examples
@@ -124,13 +128,19 @@ def check_evaluate(res: EvaluateRes, declared: int) -> tuple[float, float, int]:
 
 
 def clip(update: list[np.ndarray], weights: list[np.ndarray], max_norm: float) -> list[np.ndarray]:
-    """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are."""
-    steps = [new - old if old.dtype.kind == "f" else None for new, old in zip(update, weights, strict=True)]
-    norm = math.sqrt(sum(float(np.sum(np.square(step, dtype=np.float64))) for step in steps if step is not None))
+    """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are.
+
+    In float64: a float32 step between huge but finite values would be infinite, and its clipped self NaN.
+    """
+    pairs = list(zip(update, weights, strict=True))
+    steps = [np.subtract(new, old, dtype=np.float64) if old.dtype.kind == "f" else None for new, old in pairs]
+    norm = math.sqrt(sum(float(np.sum(np.square(step))) for step in steps if step is not None))
     if norm <= max_norm:
         return update
-    shortened = zip(update, weights, steps, strict=True)
-    return [new if step is None else (old + step * (max_norm / norm)).astype(old.dtype) for new, old, step in shortened]
+    shortened = zip(pairs, steps, strict=True)
+    return [
+        new if step is None else (old + step * (max_norm / norm)).astype(old.dtype) for (new, old), step in shortened
+    ]
 
 
 def weighted_mean(values: list[tuple[np.ndarray | float, int]]) -> np.ndarray:
@@ -140,7 +150,7 @@ def weighted_mean(values: list[tuple[np.ndarray | float, int]]) -> np.ndarray:
 
 def _check_told(metrics: dict, num_examples: int, declared: int) -> None:
     if "error" in metrics:
-        raise BadUpdate(f"it says: {clean(metrics['error'])}")
+        raise BadUpdate(f"it says: {clean(metrics['error'])}", client_failed=True)
     if not 0 < num_examples <= declared:
         raise BadUpdate(f"it claims {num_examples} examples, having declared {declared} when it joined")
 
@@ -158,7 +168,10 @@ def _read_array(tensor: bytes, position: int) -> np.ndarray:
         raise BadUpdate(f"array {position} claims dtype {clean(dtype, 40)} and shape {clean(shape, 40)}")
     if math.prod(shape) * dtype.itemsize != len(tensor) - stream.tell():
         raise BadUpdate(f"array {position} has {len(tensor) - stream.tell()} bytes, too many or too few for its shape")
-    return np.frombuffer(tensor, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    try:
+        return np.frombuffer(tensor, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError):  # no bytes can claim (0, 2**99), four bytes a hundred dimensions, or (True,)
+        raise BadUpdate(f"array {position} claims the shape {clean(shape, 40)}, which no array has") from None
 
 
 def _check_finite(arrays: list[np.ndarray]) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import numpy as np
-from flwr.client import NumPyClient
-
-import federation  # noqa: F401  (first: it sets what flwr reads when it is imported)
 from federation.connection import stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
+from federation.tls import read_authority
 from federation.words import say
+
+import numpy as np
+from flwr.client import NumPyClient
 
 CLASSES = ["cat", "dog"]
 WEIGHTS = [np.zeros((2, 2), np.float32), np.zeros(2, np.float32), np.array(0)]  # the last counts, like BatchNorm's
@@ -98,7 +98,7 @@ def main() -> None:
         secret=load_secret(args.secret_file),
         wanted_partition=args.partition_id,
     )
-    certificates = Path(args.ca_certificate).read_bytes() if args.ca_certificate else None
+    certificates = read_authority(args.ca_certificate) if args.ca_certificate else None
     stay_connected(member, args.server, wait=args.wait, root_certificates=certificates)
     leave(member)
     say("finished")
