@@ -11,7 +11,7 @@ import torch
 
 import model
 import model_file
-from data import DataError, read_image
+from data import SIDE, DataError, read_image
 
 EPILOG = """\
 examples:
@@ -63,7 +63,7 @@ def export(network: torch.nn.Module, classes: list[str], path: str) -> None:
         fail("--onnx needs the packages onnx and onnxscript; install them: pip install onnx onnxscript")
     except OSError as error:
         fail(f"--onnx {path} can't be written ({error.strerror})")
-    print(f"exported {path}: images (n, 3, 32, 32) uint8 in, probabilities (n, {len(classes)}) out", file=sys.stderr)
+    print(f"exported {path}: images (n, 3, {SIDE}, {SIDE}) uint8 in, logits and probabilities (n, {len(classes)}) out")
 
 
 def main() -> int:

@@ -68,7 +68,7 @@ def _read_pt(path: str) -> tuple[str | None, list[str], list[np.ndarray]]:
 
 
 def export_onnx(path: str, network: torch.nn.Module, classes: list[str]) -> None:
-    """Write the model for programs without PyTorch: images (n, 3, 32, 32) uint8 in, probabilities (n, classes) out.
+    """Write the model for programs without PyTorch: images (n, 3, 32, 32) uint8 in, logits and probabilities out.
 
     Normalisation is inside. The class names are in the file's metadata, as JSON. Raises ImportError
     where the packages onnx and onnxscript are not installed.
@@ -82,7 +82,7 @@ def export_onnx(path: str, network: torch.nn.Module, classes: list[str]) -> None
         _Predictor(network).eval(),
         (example,),
         input_names=["images"],
-        output_names=["probabilities"],
+        output_names=["logits", "probabilities"],
         dynamic_shapes=any_number,
         dynamo=True,
         verbose=False,
@@ -94,11 +94,12 @@ def export_onnx(path: str, network: torch.nn.Module, classes: list[str]) -> None
 
 
 class _Predictor(torch.nn.Module):
-    """model.predict as a module, which is what the exporter takes."""
+    """From uint8 images to what model.predict gives, as a module, which is what the exporter takes."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return model.predict(self.network, images)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.network(model.to_input(images, torch.device("cpu")))  # (n, classes)
+        return logits, logits.softmax(1)

@@ -190,9 +190,12 @@ def test_the_exported_model_gives_the_same_logits_without_pytorch(tmp_path, name
     export.end()
     session = onnxruntime.InferenceSession(tmp_path / "final.onnx")
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8)
-    (found,) = session.run(["probabilities"], {"images": images})
-    # Logarithms of probabilities are the logits, less one number an image.
-    np.testing.assert_allclose(np.log(found), model.predict(network, torch.from_numpy(images)).log(), atol=1e-4)
+    logits, probabilities = session.run(["logits", "probabilities"], {"images": images})
+    pixels = torch.from_numpy(images)
+    with torch.inference_mode():
+        expected = network.eval()(model.to_input(pixels, torch.device("cpu")))
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(probabilities, model.predict(network, pixels), atol=1e-4)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == CLASSES
 
 
