@@ -37,6 +37,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .3rem .4rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; }
 tbody tr:nth-child(even) { background: var(--stripe); }
+@media (max-width: 30rem) { table { font-size: .78rem; } th, td { padding: .3rem .25rem; } }
 .number { text-align: right; }
 td.number { white-space: nowrap; }
 </style>

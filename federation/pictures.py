@@ -12,6 +12,7 @@ import numpy as np
 
 WIDTH = 5.2  # inches: the type is then still readable where a phone shrinks the picture to its own width
 MARKED_ROUNDS = 25  # with more, markers run into each other
+MARKED_CLIENTS = 8
 MARKED_CLASSES = 12  # with more, numbers no longer fit into their cells
 NAMED_CLASSES = 40  # with more, names no longer fit beside each other
 
@@ -115,11 +116,13 @@ def partitions(history: History, theme: Theme) -> bytes:
     png = io.BytesIO()
     with canvas(theme, _height(len(table), 1.1), png) as figure:
         axes = figure.subplots()
-        _heat(axes, table, table, theme, numbers=len(clients) <= 8 and len(table) <= NAMED_CLASSES)
-        if len(clients) <= 8:
-            axes.set_xticks(range(len(clients)), [f"client {c}\n{sum(counts[c]):,}" for c in clients])
+        few = len(clients) <= MARKED_CLIENTS
+        _heat(axes, table, table, theme, numbers=few and len(table) <= NAMED_CLASSES)
         _name(axes.set_yticks, history.config["classes"])
-        axes.set_xlabel("training images" if len(clients) <= 8 else "client")
+        if few:
+            words = [f"{client}\n{sum(counts[client]):,}" for client in clients]
+            axes.set_xticks(range(len(clients)), words, fontsize=11 if len(clients) <= 5 else 9)
+        axes.set_xlabel("client, and its training images in all" if few else "client")
     return png.getvalue()
 
 
@@ -129,7 +132,7 @@ def predictions(history: History, found: dict[str, np.ndarray], theme: Theme) ->
     columns = 5
     lines = -(-len(images) // columns)
     png = io.BytesIO()
-    with canvas(theme, 0.1 + 1.35 * lines, png) as figure:
+    with canvas(theme, 0.1 + 1.38 * lines, png) as figure:
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes in grid[len(images) :]:
             axes.set_axis_off()
@@ -140,11 +143,11 @@ def predictions(history: History, found: dict[str, np.ndarray], theme: Theme) ->
             axes.set_yticks([])
             for spine in axes.spines.values():
                 spine.set(visible=not right, color=theme.centralised, linewidth=4)
-            words = (
-                f"✓ {_short(classes[guess])}" if right else f"✗ {_short(classes[guess])}\nis {_short(classes[truth])}"
-            )
+            # Two lines for every image, so that rows are of one height.
+            taken, truly = _short(classes[guess], 12), _short(classes[truth], 12)
+            words = f"✓ {taken}\n" if right else f"✗ {taken}\nis {truly}"
             colour, weight = (theme.ink, "normal") if right else (theme.centralised, "bold")
-            axes.set_xlabel(words, color=colour, weight=weight, fontsize=9.5, labelpad=4)
+            axes.set_xlabel(words, color=colour, weight=weight, fontsize=9, labelpad=4)
     return png.getvalue()
 
 
@@ -167,7 +170,7 @@ def _heat(axes, shades: np.ndarray, numbers_in: np.ndarray, theme: Theme, *, num
     from matplotlib.colors import LinearSegmentedColormap
 
     deepen = LinearSegmentedColormap.from_list("deepen", [theme.empty, theme.federated])
-    colours = deepen(shades / max(shades.max(), 1e-9))[..., :3]
+    colours = deepen(shades / max(1.15 * shades.max(), 1e-9))[..., :3]  # never so deep that its number is hard to read
     axes.imshow(colours, aspect="auto")
     axes.hlines(np.arange(0.5, len(shades) - 1), -0.5, shades.shape[1] - 0.5, color=theme.paper, linewidth=1.5)
     axes.vlines(np.arange(0.5, shades.shape[1] - 1), -0.5, len(shades) - 0.5, color=theme.paper, linewidth=1.5)
