@@ -12,6 +12,7 @@ from federation.connection import stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
 from federation.partition import partition, split_test_set
+from federation.recipe import Recipe
 from federation.tls import read_authority
 from federation.words import fail, say
 
@@ -21,7 +22,10 @@ from flwr.client import NumPyClient
 from tqdm import tqdm
 
 import model
+import model_file
 from data import DataError, open_dataset
+
+DEVICES = ["auto", "cpu", "cuda", "mps"]
 
 
 class CifarClient(NumPyClient):
@@ -37,6 +41,7 @@ class CifarClient(NumPyClient):
         self.train_images, self.train_labels = load(dataset, "train", train, recipe.seed)
         self.test_images, self.test_labels = load(dataset, "test", test, recipe.seed)
         self.num_train, self.num_test = len(train), len(test)
+        self.class_counts = np.bincount(self.train_labels, minlength=len(self.classes)).tolist()
         self.network = model.build(recipe.model, len(self.classes), recipe.seed).to(self.device)
         self.statistics = model.statistics(self.network)
         self.accuracy: float | None = None  # of the newest global model, on this client's test images
@@ -87,11 +92,15 @@ class CifarClient(NumPyClient):
 
 def share(dataset, seat: Seat) -> tuple[np.ndarray, np.ndarray]:
     """Which training and test examples are this client's. Raises ValueError where there are too few."""
-    recipe = seat.recipe
-    labels = {split: dataset.labels(split, recipe.seed) for split in ("train", "test")}
-    train = partition(recipe.partitioner, labels["train"], seat.num_partitions, recipe.seed, recipe.alpha)
-    test = split_test_set(recipe.partitioner, labels["test"], seat.num_partitions, recipe.seed)
+    train, test = shares(dataset, seat.num_partitions, seat.recipe)
     return train[seat.partition], test[seat.partition]
+
+
+def shares(dataset, num_partitions: int, recipe: Recipe) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The same for all clients: training and test examples by partition."""
+    labels = {split: dataset.labels(split, recipe.seed) for split in ("train", "test")}
+    train = partition(recipe.partitioner, labels["train"], num_partitions, recipe.seed, recipe.alpha)
+    return train, split_test_set(recipe.partitioner, labels["test"], num_partitions, recipe.seed)
 
 
 def load(dataset, split: str, indices: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,8 +123,7 @@ def introduce(client: CifarClient) -> None:
     """Say what this client holds: its class distribution."""
     seat, sizes = client.seat, f"{client.num_train:,} training and {client.num_test:,} test images"
     say(f"joined with partition {seat.partition} of {seat.num_partitions}: {sizes}; training images by class:")
-    counts = np.bincount(client.train_labels, minlength=len(client.classes))
-    columns = [f"{name} {count:,}" for name, count in zip(client.classes, counts, strict=True)]
+    columns = [f"{name} {count:,}" for name, count in zip(client.classes, client.class_counts, strict=True)]
     for start in range(0, len(columns), 5):
         say("  " + "".join(f"{column:<18}" for column in columns[start : start + 5]).rstrip())
 
@@ -124,8 +132,10 @@ def show_final_model(client: CifarClient, save: str | None) -> None:
     """What this client can do with the global model that the run left it."""
     say(f"accuracy of the final global model on this client's {client.num_test:,} test images: {client.accuracy:.4f}")
     if save:
-        state = {name: value.cpu() for name, value in client.network.state_dict().items()}
-        torch.save(state, save)
+        try:
+            model_file.save(save, client.network, client.recipe.model, client.classes)
+        except OSError as error:
+            fail(f"--save {save} can't be written ({error.strerror})")
         say(f"saved the final global model as {save}")
     some = np.linspace(0, client.num_test - 1, min(10, client.num_test)).astype(int)
     guesses = model.predict(client.network, client.test_images[some]).argmax(1)
@@ -147,7 +157,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--threads", type=int, metavar="N", help="CPU threads (default: a share of the cores among this host's clients)"
     )
-    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
+    add("--device", default="auto", choices=DEVICES, help="where to train")
     add("--save", metavar="FILE", help="keep the final global model as a PyTorch state_dict")
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
     add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
@@ -163,14 +173,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--threads must be at least 1, got {args.threads}")
     if not args.wait >= 0:  # NaN too: it would wait for ever
         parser.error(f"--wait must be at least 0, got {args.wait:g}")
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if args.device == "auto":
-        args.device = next(name for name, there in available.items() if there())
-    elif not available[args.device]():
-        parser.error(f"--device {args.device} is not there on this machine; use --device auto")
+    args.device = find_device(parser, args.device)
     if args.save and not Path(args.save).absolute().parent.is_dir():
         parser.error(f"--save {args.save}: its folder does not exist")
     return args
+
+
+def find_device(parser: argparse.ArgumentParser, wanted: str) -> str:
+    """The device of --device; auto is the fastest there is."""
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there())
+    if not available[wanted]():
+        parser.error(f"--device {wanted} is not there on this machine; use --device auto")
+    return wanted
 
 
 def main() -> None:

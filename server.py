@@ -8,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+from federation import report
 from federation.address import parse_server_address
 from federation.admission import Admission
 from federation.handshake import load_secret
 from federation.options import parse_args
 from federation.rounds import FederatedServer
 from federation.run_folder import Checkpoint, History, RunFolder
+from federation.scalars import open_scalars
 from federation.streams import guard_streams
 from federation.tls import read_server_files
 from federation.words import fail, say
@@ -28,6 +30,7 @@ def main() -> None:
     files = (args.ca_certificate, args.certificate, args.private_key)
     certificates = read_server_files(*files) if args.certificate else None
     check_port(args.address)
+    on_round = open_scalars(args.tensorboard) if args.tensorboard else None
     folder, history, checkpoint = open_run(args)
     allow_many_connections()
 
@@ -46,6 +49,7 @@ def main() -> None:
     if checkpoint:
         admission.begin(history.config["classes"], history.config["statistics"])
     server = FederatedServer(admission, terms, folder, history, checkpoint)
+    server.on_round = on_round or server.on_round
     tls = " with TLS" if certificates else ""
     task = f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
     say(f"server on {args.address}{tls}: {task}; results in {folder.path}")
@@ -58,9 +62,20 @@ def main() -> None:
         certificates=certificates,
     )
     if server.exit_code == 0:
-        say(f"done: model.npz (final weights), accuracy.png and history.json are in {folder.path}")
+        finish(folder)
     sys.stdout.flush()
     os._exit(server.exit_code)  # a thread may still wait for a client that is stopped: it must not keep us
+
+
+def finish(folder: RunFolder) -> None:
+    """Draw what there is to see. The clients have gone on by now, and a run that can't be drawn is still done."""
+    try:
+        report.write(folder)
+        pictures = ", accuracy.png and report.html"
+    except Exception as error:  # matplotlib's installation or its cache, the disk: many kinds
+        say(f"no pictures ({type(error).__name__}: {error}); try again with: python -m federation.report {folder.path}")
+        pictures = ""
+    say(f"done: model.npz (final weights), history.json{pictures} are in {folder.path}")
 
 
 def open_run(args: argparse.Namespace) -> tuple[RunFolder, History, Checkpoint | None]:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
 from federation.recipe import Recipe
@@ -35,6 +35,7 @@ class Place:
     host: str  # clients that share a machine say the same
     train_examples: int = 0
     test_examples: int = 0
+    class_counts: list[int] = field(default_factory=list)  # training examples by class, where the client says so
     ready: bool = False
     strikes: int = 0  # bad updates in a row
 
@@ -165,7 +166,7 @@ class Admission(ClientManager):
 
     def _seat(self, client: ClientProxy, hello: dict) -> Place:
         """Give the client a place, not yet ready. Raises Refused or Waitlisted, or what senseless answers raise."""
-        classes = [_text(name, 1, 10 * LONGEST_NAME) for name in json.loads(_text(hello["classes"], 2, LONGEST_LIST))]
+        classes = [_text(name, 1, 10 * LONGEST_NAME) for name in _list(hello["classes"])]
         instance, host = _text(hello["instance"], 16, 64), _text(hello["host"], 0, 64)
         wanted, held = _integer(hello["wanted"]), _integer(hello["held"])
         if not 1 <= len(classes) <= MOST_CLASSES:
@@ -232,13 +233,17 @@ class Admission(ClientManager):
         if "error" in answer:
             raise Refused(f"start {name}", f"{name} could not start: {clean(answer['error'])}")
         train, test = _integer(answer["train_examples"]), _integer(answer["test_examples"])
-        statistics = [_integer(position) for position in json.loads(_text(answer["statistics"], 2, LONGEST_LIST))]
+        statistics = [_integer(position) for position in _list(answer["statistics"])]
         if train < 1 or test < 1:
             words = f"{name} has {train:,} training and {test:,} test images; it needs both"
             raise Refused(f"images {name}", words)
+        counts = [_integer(count) for count in _list(answer.get("class_counts", "[]"))]
+        if counts and (len(counts) != len(self.classes) or min(counts) < 0 or sum(counts) != train):
+            raise Refused(f"counts {name}", f"{name} counts its images by class otherwise than in all")
         with self.changed:
             if self.places.get(place.partition) is not place:
                 return
+            place.class_counts = counts
             if not self.started and not self.ready():
                 self.statistics = statistics
             if statistics != self.statistics:
@@ -337,6 +342,14 @@ def _text(value: object, least: int, most: int) -> str:
     if not isinstance(value, str) or not least <= len(value) <= most:
         raise ValueError(f"not a text of {least} to {most} characters")
     return value
+
+
+def _list(value: object) -> list:
+    """What the value says in JSON, if it is a list. Raises ValueError."""
+    items = json.loads(_text(value, 2, LONGEST_LIST))
+    if not isinstance(items, list):
+        raise ValueError("not a list")
+    return items
 
 
 def _integer(value: object) -> int:

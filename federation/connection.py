@@ -1,6 +1,7 @@
 """The client's way to the server: wait for it, keep the stream, come back when it breaks, say what is wrong."""
 
 import os
+import threading
 import time
 
 from federation.address import is_loopback, parse_server_address
@@ -27,6 +28,7 @@ def stay_connected(
     if is_loopback(host):  # gRPC would otherwise ask the proxy of http_proxy for our own machine
         spared = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC's own names)
         os.environ["no_grpc_proxy"] = f"{spared},{host}"  # noqa: SIM112
+    threading.excepthook = _hush
     away_since, announced, heard = time.monotonic(), False, 0
     while True:
         try:
@@ -51,6 +53,12 @@ def stay_connected(
         if time.monotonic() - away_since >= wait:
             fail(f"no server at {address} after {wait:g} s; start `python server.py`, or name it with --server")
         time.sleep(min(1.0, wait / 10))
+
+
+def _hush(broken: threading.ExceptHookArgs) -> None:
+    """Threads' exceptions as ever, but for one: gRPC's watcher of a channel is at times surprised by the end of it."""
+    if "Channel closed" not in str(broken.exc_value):
+        threading.__excepthook__(broken)
 
 
 def _explain(error: Exception, host: str, port: int, root_certificates: bytes | None) -> str:

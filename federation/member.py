@@ -36,8 +36,9 @@ class Member(NumPyClient):
     """Wraps the client that open_client(seat) makes once the server has given a place.
 
     That client is a NumPyClient with two integers, num_train and num_test, and a list, statistics: the
-    positions of the arrays that are measured and not trained. What it raises is told to the server in
-    one line, and kept in `failure`.
+    positions of the arrays that are measured and not trained. It may have class_counts, its training
+    examples by class: the server keeps them for the picture of who holds what. What it raises is told
+    to the server in one line, and kept in `failure`.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class Member(NumPyClient):
         except Exception as error:
             return self._fail(error)
         numbers = {"train_examples": self.client.num_train, "test_examples": self.client.num_test}
-        return {**numbers, "statistics": json.dumps(self.client.statistics)}
+        counts = json.dumps(getattr(self.client, "class_counts", []))
+        return {**numbers, "statistics": json.dumps(self.client.statistics), "class_counts": counts}
 
     def _take_leave(self, config: dict) -> dict:
         self.farewell = Farewell(config["kind"], clean(config["words"]), config["code"])

@@ -30,6 +30,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     add("--target-accuracy", type=float, metavar="A", help="end the run after the first round that reaches it")
     add("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
+    add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
     add("--resume", metavar="RUN_DIR", help="go on with a run after its last whole round")
 
     add = parser.add_argument_group("the recipe, which every client gets").add_argument

@@ -3,13 +3,14 @@
 import signal
 import time
 import traceback
+from collections.abc import Callable
 
-from federation import report
 from federation.admission import Admission, Place
 from federation.cohort import Cohort, Stopped
 from federation.recipe import Terms
 from federation.run_folder import Checkpoint, History, RunFolder
 from federation.strategy import CheckedStrategy, weighted_mean
+from federation.tables import TABLE_HEAD, table, table_row
 from federation.words import say
 
 import numpy as np
@@ -49,6 +50,7 @@ class FederatedServer(Server):
         self.weights: list[np.ndarray] = []
         self.rule: CheckedStrategy | None = None
         self.rounds_done = -1  # 0 once the untrained model is evaluated
+        self.on_round: Callable[[dict], None] = lambda row: None  # gets each row of the table once it is on disk
 
     # Called by flwr.server.start_server
 
@@ -88,21 +90,23 @@ class FederatedServer(Server):
     def _run(self) -> None:
         self._gather_first()
         self.admission.begin(self.admission.classes, self.admission.statistics)
-        self.history.config.update(classes=self.admission.classes, statistics=self.admission.statistics)
+        counts = {str(place.partition): place.class_counts for place in self.admission.ready() if place.class_counts}
+        self.history.config.update(
+            classes=self.admission.classes, statistics=self.admission.statistics, class_counts=counts
+        )
         if self.checkpoint is None:
             self._adopt(self._initial_weights())
-            say(report.TABLE_HEAD)
+            say(TABLE_HEAD)
             start = time.monotonic()
             self._finish_round(0, self.cohort.evaluate(0, self.weights), train={}, start=start)
         else:
             self._adopt(self.checkpoint.weights)
             self.rule.restore(self.checkpoint.strategy_state, self.weights)
             self.rounds_done = self.checkpoint.server_round
-            say(report.table(self.history.rounds))
+            say(table(self.history.rounds))
         while self.rounds_done < self.recipe.rounds and not self._target_reached():
             self._round(self.rounds_done + 1)
         self.folder.save_model(self.weights, self.recipe.model, self.admission.classes)
-        report.plot(self.history, self.folder.path / "accuracy.png")
 
     def _round(self, server_round: int) -> None:
         places = self._gather()
@@ -129,7 +133,8 @@ class FederatedServer(Server):
         }
         self.history.rounds.append(row)
         self.folder.save_checkpoint(Checkpoint(server_round, self.weights, self.rule.state(), self.history))
-        say(report.table_row(row))
+        say(table_row(row))
+        self.on_round(row)
 
     # Who takes part
 

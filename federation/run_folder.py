@@ -76,6 +76,13 @@ class RunFolder:
                 say(f"{path} is damaged ({type(error).__name__}: {error}); using the one before it")
         return None
 
+    def load_history(self) -> History:
+        """All of history.json. Raises OSError or ValueError where there is no run."""
+        try:
+            return History(**json.loads((self.path / "history.json").read_text()))
+        except TypeError:
+            raise ValueError(f"{self.path / 'history.json'} is not a run's history") from None
+
     def load_config(self) -> dict:
         """The configuration that the run began with. Raises FileNotFoundError or ValueError where there is no run."""
         return json.loads((self.path / "history.json").read_text())["config"]

@@ -167,7 +167,7 @@ def test_nobody_comes_and_the_server_does_not_wait_for_ever(federation):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_client_that_is_interrupted_leaves_and_the_run_goes_on(federation, number, code):
-    server = federation.server("--rounds", 2, "--rejoin-wait", 0)
+    server = federation.server("--rounds", 2, "--model", "lenet", "--rejoin-wait", 0)
     clients = [federation.client("--partition-id", i, "--threads", 1) for i in range(3)]
     clients[2].says("round 1: trained")
     clients[2].send(number)
