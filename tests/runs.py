@@ -6,15 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from federation.recipe import Recipe
+from federation.rounds import Terms
+from federation.run_folder import History, RunFolder
+
 import numpy as np
 from PIL import Image
 
 import model
 from client import shares
 from data import open_dataset
-from federation.recipe import Recipe
-from federation.rounds import Terms
-from federation.run_folder import History, RunFolder
 
 CLASSES = ["blue", "green", "red"]
 RECIPE = Recipe(model="lenet", rounds=2, batch_size=8, learning_rate=0.02)

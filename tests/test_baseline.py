@@ -3,6 +3,10 @@
 import dataclasses
 import json
 
+from federation.member import Seat
+from federation.recipe import Recipe
+from federation.run_folder import RunFolder
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +18,6 @@ import evaluate
 import model
 from client import CifarClient, load, share
 from data import open_dataset
-from federation.member import Seat
-from federation.recipe import Recipe
-from federation.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

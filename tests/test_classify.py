@@ -5,6 +5,10 @@ import json
 import pickle
 import zipfile
 
+from federation.member import Seat
+from federation.recipe import Recipe
+from federation.run_folder import RunFolder
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +21,6 @@ import client
 import model
 import model_file
 from data import open_dataset, read_image
-from federation.member import Seat
-from federation.recipe import Recipe
-from federation.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import sys
 import threading
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
-from PIL import Image
-from runs import CLASSES, RECIPE, call, make_baseline, make_history
-
 from federation import pictures, report
 from federation.admission import Admission
 from federation.run_folder import RunFolder
 from federation.tables import comparison, in_columns, mean, size, verdict
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import CLASSES, RECIPE, call, make_baseline, make_history
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "</p><script>document.title = 'evil'</script><img src=https://evil.example/x.png>"
