@@ -4,10 +4,11 @@ import argparse
 import sys
 
 from federation import report
+from federation.admission import LONGEST_NAME
 from federation.recipe import RECIPE_FIELDS, Recipe
 from federation.run_folder import RunFolder, write_whole
 from federation.tables import in_columns
-from federation.words import fail, say
+from federation.words import clean, fail, say
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def open_run(args: argparse.Namespace):  # -> tuple[RunFolder, History, Recipe, 
         fail(f"--run {args.run} is of another version: its history.json has no {error}")
     except (DataError, ValueError) as error:
         fail(str(error))
-    if list(dataset.classes) != history.config.get("classes"):
+    if [clean(name, LONGEST_NAME) for name in dataset.classes] != history.config.get("classes"):
         theirs = ", ".join(history.config.get("classes", []))
         fail(f"--dataset {args.dataset} has other classes than the run [{theirs}]; give the data set of its clients", 2)
     return folder, history, recipe, dataset

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from federation.recipe import Recipe
-from federation.rounds import Terms
+from federation.recipe import Recipe, Terms
 from federation.run_folder import History, RunFolder
 
 import numpy as np

@@ -1,6 +1,7 @@
 """Tables, pictures and the page: numbers add up, nothing is fetched, and a real browser shows it all."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -195,11 +196,14 @@ def test_a_folder_without_a_run_is_wrong_use(tmp_path, capsys):
     assert "without a single round" in capsys.readouterr().err
 
 
-PROBE = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+PROBE = """addEventListener("load", () => parent.postMessage(JSON.stringify({
   pictures: [...document.images].map(image => image.naturalWidth),
   sources: new Set([...document.images].map(image => image.currentSrc)).size,
   overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
-  paper: getComputedStyle(document.body).backgroundColor, title: document.title}) })</script></body>"""
+  paper: getComputedStyle(document.body).backgroundColor, title: document.title}), "*"))"""
+PHONE = """<!doctype html><meta name="color-scheme" content="light dark">
+<script>onmessage = event => { document.title = event.data }</script>
+<iframe width="390" height="844" src="probed.html">"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
@@ -207,16 +211,16 @@ PROBE = """<script>addEventListener("load", () => { document.title = JSON.string
 def test_a_browser_shows_the_page_whole_on_a_phone_in_light_and_dark(folder, tmp_path, scheme, paper):
     report.write(folder)
     html = (folder.path / "report.html").read_text()
-    # The same page with a script that measures it; its policy lets this one in, and nothing else.
-    policy = html.replace("default-src 'none';", "default-src 'none'; script-src 'sha256-HASH';")
-    digest = __import__("hashlib").sha256(PROBE[len("<script>") : PROBE.index("</script>")].encode()).digest()
-    probed = policy.replace("HASH", base64.b64encode(digest).decode()).replace("</body>", PROBE)
-    (tmp_path / "probed.html").write_text(probed)
+    # The same page with a script that measures it; the page's own policy lets this one in, and nothing else.
+    digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
+    html = html.replace("default-src 'none';", f"default-src 'none'; script-src 'sha256-{digest}';")
+    (tmp_path / "probed.html").write_text(html.replace("</body>", f"<script>{PROBE}</script></body>"))
+    (tmp_path / "phone.html").write_text(PHONE)  # a frame, as a window can't be so narrow
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    command = [CHROMIUM, *flags.split(), "--disable-component-update", "--disable-sync", "--window-size=390,844"]
-    command += [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'probed.html'}"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+    flags += f" --disable-component-update --disable-sync --user-data-dir={tmp_path / 'profile'}"
+    flags += f" --blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    command = [CHROMIUM, *flags.split(), "--virtual-time-budget=9000", "--dump-dom", f"file://{tmp_path}/phone.html"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
     seen = json.loads(re.search("<title>(.*?)</title>", shown).group(1))
     assert seen["title"] == "Federated run run"
     assert seen["pictures"] == [780] * 4
@@ -271,7 +275,7 @@ def test_class_counts_must_add_up_to_the_declared_images(counts, event):
         happened.set()
 
     def answer(ins, timeout, group_id):
-        hello = {"protocol": 1, "proof": "", "classes": '["cat", "dog"]', "instance": "1", "host": "h"}
+        hello = {"protocol": 1, "proof": "", "classes": '["cat", "dog"]', "instance": "1" * 32, "host": "h"}
         if ins.config["ask"] == "hello":
             return SimpleNamespace(properties={**hello, "wanted": -1, "held": -1})
         told = {"class_counts": json.dumps(counts)} if counts else {}
