@@ -1,0 +1,105 @@
+"""Accuracy of the default recipes, three clients and three rounds, by network and split; and what training costs."""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from federation.member import Seat
+
+import torch
+from common import InMemory, default_recipe, federate, machine, save
+
+import model
+from client import CifarClient
+
+CASES = [  # network, name of the split, recipe
+    ("cnn", "even", {}),
+    ("cnn", "dirichlet 0.5", {"partitioner": "dirichlet", "alpha": 0.5}),
+    ("cnn", "dirichlet 0.1", {"partitioner": "dirichlet", "alpha": 0.1}),
+    ("lenet", "even", {}),
+]
+ROUNDS = 3
+
+
+def accuracies(dataset: InMemory, seeds: list[int]) -> list[dict]:
+    """Accuracy on the whole test set after every round, for each case: by seed, and their mean."""
+    print(
+        f"{'network':<8} {'split':<14} {'seed':>4}  " + "  ".join(f"round {i}" for i in range(ROUNDS + 1)), flush=True
+    )
+    results = []
+    for network, split, changes in CASES:
+        by_seed = {}
+        for seed in seeds:
+            recipe = default_recipe(network, rounds=ROUNDS, seed=seed, **changes)
+            by_seed[seed] = [step.accuracy for step in federate(dataset, recipe)]
+            print(row(network, split, str(seed), by_seed[seed]), flush=True)
+        mean = [statistics.mean(column) for column in zip(*by_seed.values(), strict=True)]
+        print(row(network, split, "mean", mean), flush=True)
+        results.append({"network": network, "split": split, "by_seed": by_seed, "mean": mean})
+    return results
+
+
+def row(network: str, split: str, seed: str, values: list[float]) -> str:
+    return f"{network:<8} {split:<14} {seed:>4}  " + "  ".join(f"{value:>7.4f}" for value in values)
+
+
+def training_times(dataset: InMemory, repeat: int) -> dict[str, list[float]]:
+    """Processor seconds of one client's local epoch in each round, on one thread: medians of `repeat` runs.
+
+    The networks take turns, so that what else the machine does meets both alike.
+    """
+    runs = {"cnn": [], "lenet": []}
+    for _ in range(repeat):
+        clients = {name: CifarClient(dataset, Seat(0, 3, default_recipe(name, rounds=ROUNDS))) for name in runs}
+        torch.set_num_threads(1)
+        times = {name: [] for name in runs}
+        for server_round in range(1, ROUNDS + 1):
+            for name, client in clients.items():
+                began = time.process_time()
+                model.train(
+                    client.network,
+                    client.train_images,
+                    client.train_labels,
+                    epochs=client.recipe.local_epochs,
+                    batch_size=client.recipe.batch_size,
+                    learning_rate=client.recipe.learning_rate,
+                    start=(server_round - 1) / ROUNDS,
+                    end=server_round / ROUNDS,
+                    seed=server_round,
+                    on_batch=None,
+                )
+                times[name].append(time.process_time() - began)
+        for name in runs:
+            runs[name].append(times[name])
+    return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in runs.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", required=True, metavar="FOLDER", help="CIFAR-10 as train|test/<class>/* images")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the recipe (0 1 2)")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of the time measurement (3)")
+    args = parser.parse_args()
+    where = machine()
+    dataset = InMemory(args.images)
+    sizes = {split: len(dataset.labels(split, 0)) for split in ("train", "test")}
+    results = {"machine": where, "images": sizes, "seeds": args.seeds, "clients": 3, "local_epochs": 1}
+    print(f"{sizes['train']:,} training images in 3 shares; accuracy on all {sizes['test']:,} test images\n")
+    times = training_times(dataset, args.repeat)  # first: it is short, and its ratio tells whether the rest is worth it
+    ratio = sum(times["cnn"]) / sum(times["lenet"])
+    print("processor seconds of a client's local epoch, one thread, by round:")
+    for name, values in times.items():
+        print(f"{name:<8} " + "  ".join(f"{value:>6.2f}" for value in values) + f"   together {sum(values):.2f}")
+    print(f"cnn / lenet: {ratio:.2f} (goal: 5 at most)\n")
+    results["epoch_seconds_by_round"] = times
+    results["training_time_ratio"] = ratio
+    results["accuracy"] = accuracies(dataset, args.seeds)
+    save("accuracy", results)
+
+
+if __name__ == "__main__":
+    main()

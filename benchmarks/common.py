@@ -1,0 +1,105 @@
+"""What the benchmarks share: images in memory, a federation in one process, and results with where they are from."""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from federation.member import Seat
+from federation.recipe import MODELS, Recipe
+from federation.strategy import CheckedStrategy, weighted_mean
+from federation.words import fail
+
+import numpy as np
+
+from client import CifarClient
+from data import DataError, Folder
+
+ROOT = Path(__file__).parent.parent
+
+
+class InMemory:
+    """A folder of images, each decoded once, that any number of clients can share."""
+
+    def __init__(self, path: str):
+        try:
+            folder = Folder(path)
+            self.classes = folder.classes
+            self._labels = {split: folder.labels(split, 0) for split in ("train", "test")}
+            everything = {split: np.arange(len(labels)) for split, labels in self._labels.items()}
+            self._images = {split: folder.images(split, indices, 0) for split, indices in everything.items()}
+        except DataError as error:
+            fail(str(error))
+
+    def labels(self, split: str, seed: int) -> np.ndarray:
+        return self._labels[split]
+
+    def images(self, split: str, indices: np.ndarray, seed: int) -> np.ndarray:
+        return self._images[split][indices]
+
+
+def default_recipe(model: str, **changes: object) -> Recipe:
+    """As `python server.py --model MODEL` has it."""
+    batch_size, learning_rate = MODELS[model]
+    return Recipe(model=model, batch_size=batch_size, learning_rate=learning_rate, **changes)
+
+
+@dataclass(frozen=True)
+class Round:
+    accuracy: float  # on the whole test set
+    seconds: float  # of training and evaluation, and nothing else
+
+
+def federate(dataset: InMemory, recipe: Recipe, num_clients: int = 3) -> Iterator[Round]:
+    """Rounds 0 (untrained) to recipe.rounds, one client after the other, each on all cores."""
+    clients = [CifarClient(dataset, Seat(number, num_clients, recipe)) for number in range(num_clients)]
+    weights = clients[0].get_parameters({})
+    rule = CheckedStrategy("fedavg", weights, clients[0].statistics)
+    for server_round in range(recipe.rounds + 1):
+        words = {"server_round": server_round, "clients_on_host": 1}
+        seconds = 0.0
+        if server_round:
+            began = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):  # what clients say while they train
+                updates = [client.fit(weights, words)[:2] for client in clients]
+            seconds += time.perf_counter() - began
+            weights = rule.aggregate(weights, updates)
+        began = time.perf_counter()
+        scores = [client.evaluate(weights, words) for client in clients]
+        seconds += time.perf_counter() - began
+        yield Round(float(weighted_mean([(metrics["accuracy"], n) for _, n, metrics in scores])), seconds)
+
+
+def machine() -> dict:
+    """Where and when, with what: a figure without these means little."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),  # far from 0: other programs were at work too
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "flwr", "numpy")},
+    }
+
+
+def save(name: str, results: dict) -> None:
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nwritten to {path.relative_to(ROOT)}")

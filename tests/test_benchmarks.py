@@ -1,0 +1,15 @@
+"""The benchmarks start; what they measure takes minutes, and is run by hand."""
+
+import subprocess
+import sys
+
+import pytest
+from processes import CLEAN, ROOT
+
+
+@pytest.mark.parametrize("name", ["accuracy", "overhead"])
+def test_a_benchmark_says_what_it_measures(name, tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--images FOLDER" in done.stdout
