@@ -1,6 +1,6 @@
 # make demo            a server and three clients, three rounds
 # make demo DATASET=FOLDER    the same on your own images
-# make compare         the demo, then the same training without federation, and pictures of both
+# make compare         the demo, then the same training without federation, and pictures of both (DATASET= as above)
 # make test            the tests
 PYTHON ?= python3
 VENV := .venv

@@ -90,7 +90,7 @@ def main() -> None:
     confusion = confusion_matrix(truth, prediction, len(classes))
     say(f"{folder.path / 'model.npz'}: {confusion.trace():,} of {len(truth):,} test images right")
     say(f"accuracy {confusion.trace() / len(truth):.4f}\n\n{in_columns(by_class(confusion, classes))}\n")
-    chosen = np.sort(np.random.default_rng(recipe.seed).permutation(len(truth))[:EXAMPLES])
+    chosen = np.random.default_rng(recipe.seed).permutation(len(truth))[:EXAMPLES]
     some = {
         "images": images[torch.from_numpy(chosen)].numpy(),
         "truth": truth[chosen],

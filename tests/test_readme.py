@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from processes import CLEAN, ROOT, Federation
+from runs import CLASSES, make_images, make_run
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted({line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()})
 QUICK = ["--rounds", "1", "--model", "lenet"]
+AFTERWARDS = re.compile(r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.report) ")  # on a finished run
 
 
 @pytest.fixture
@@ -40,13 +42,43 @@ def my_images(tmp_path: Path) -> Path:
     return tmp_path / "my-images"
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
+@pytest.fixture
+def afterwards(tmp_path: Path) -> Path:
+    """A folder with the names that the README uses: RUN_DIR, photo.jpg, and model.pt, which a client saved."""
+    import model
+    import model_file
+
+    images = make_images(tmp_path / "my-images", train=8, test=2)
+    make_run(tmp_path / "RUN_DIR", images)
+    (tmp_path / "photo.jpg").write_bytes((images / "test/red/00.png").read_bytes())
+    model_file.save(tmp_path / "model.pt", model.build("lenet", 3, seed=0), "lenet", CLASSES)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if AFTERWARDS.match(command)])
+def test_command_on_a_finished_run(command, afterwards):
+    words = shlex.split(command)[1:]
+    if "--onnx" in words:
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    if "--run" in words and "--dataset" not in words:
+        words += ["--dataset", "my-images"]
+    words[0] = words[0] if words[0] == "-m" else str(ROOT / words[0])
+    environment = {**CLEAN, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=afterwards, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python") and not AFTERWARDS.match(c)])
 def test_python_command(command, tmp_path):
     script, *flags = shlex.split(command)[1:]
     with Federation(tmp_path) as federation:
         if "--help" in flags:
             federation.start(command, ROOT / script, *flags).ends(0)
         elif script == "server.py":
+            if "--tensorboard" in flags:
+                pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+                flags = [flag.replace("runs/", f"{tmp_path}/") for flag in flags]
             server = federation.server(*flags)
             for _ in range(3):
                 federation.tiny()
@@ -65,10 +97,11 @@ def test_make_command(command, tmp_path, venv, my_images):
     if words[1] == "test":
         words.append("--dry-run")  # it is what runs this test
     elif "DATASET=" not in command:
-        words.append(f"ARGS=--dataset synthetic --run-dir {tmp_path / 'run'} -- {' '.join(QUICK)}")
+        images = my_images if words[1] == "compare" else "synthetic"
+        words.append(f"ARGS=--dataset {images} --run-dir {tmp_path / 'run'} -- {' '.join(QUICK)}")
     else:
         words.append(f"ARGS=--run-dir {tmp_path / 'run'} -- {' '.join(QUICK)}")
-    done = subprocess.run(words, cwd=ROOT, env=CLEAN, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(words, cwd=ROOT, env=CLEAN, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("pytest" if words[1] == "test" else "total time") in done.stdout
 
