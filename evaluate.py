@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from federation import report
-from federation.admission import LONGEST_NAME
+from federation.claims import LONGEST_NAME
 from federation.recipe import RECIPE_FIELDS, Recipe
 from federation.run_folder import RunFolder, write_whole
 from federation.tables import in_columns

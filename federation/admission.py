@@ -1,7 +1,6 @@
 """Who may join: first come, first served for the places, after proof of the shared secret."""
 
 import hmac
-import json
 import random
 import secrets
 import threading
@@ -10,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from federation.claims import Claim, Holdings, read_claim, read_holdings
 from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
 from federation.recipe import Recipe
 from federation.words import clean
@@ -22,7 +22,6 @@ from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridgeClosed
 VET_SECONDS = 10  # a connection that says nothing for so long is dropped
 STRANGERS = 64  # connections that are vetted at a time; of Flower's 1,000 streams the rest stays free for clients
 WAITERS = 1000  # on the waiting list
-MOST_CLASSES, LONGEST_NAME, LONGEST_LIST = 10_000, 100, 2_000_000  # the last in characters of JSON
 
 
 @dataclass
@@ -31,11 +30,11 @@ class Place:
 
     partition: int
     client: ClientProxy
-    instance: str  # names the client's process, so that it can take over its own broken connection
-    host: str  # clients that share a machine say the same
+    instance: str
+    host: str
     train_examples: int = 0
     test_examples: int = 0
-    class_counts: list[int] = field(default_factory=list)  # training examples by class, where the client says so
+    class_counts: list[int] = field(default_factory=list)
     ready: bool = False
     strikes: int = 0  # bad updates in a row
 
@@ -120,7 +119,7 @@ class Admission(ClientManager):
         """Seat one client, or tell it why not; runs in a thread of its own on the open stream."""
         began, place = time.monotonic(), None
         try:
-            place = self._seat(client, self._hello(client))
+            place = self._seat(client, read_claim(self._hello(client)))
             self._no_stranger(client)
             self._hand_out(place)
         except Waitlisted as wait:
@@ -164,24 +163,19 @@ class Admission(ClientManager):
             raise Refused("protocol", words)
         return hello
 
-    def _seat(self, client: ClientProxy, hello: dict) -> Place:
-        """Give the client a place, not yet ready. Raises Refused or Waitlisted, or what senseless answers raise."""
-        classes = [_text(name, 1, 10 * LONGEST_NAME) for name in _list(hello["classes"])]
-        instance, host = _text(hello["instance"], 16, 64), _text(hello["host"], 0, 64)
-        wanted, held = _integer(hello["wanted"]), _integer(hello["held"])
-        if not 1 <= len(classes) <= MOST_CLASSES:
-            raise Refused("classes", f"it has {len(classes)} classes; this server takes 1 to {MOST_CLASSES:,}")
+    def _seat(self, client: ClientProxy, claim: Claim) -> Place:
+        """Give the client a place, not yet ready. Raises Refused or Waitlisted."""
         with self.changed:
             if self.closed:
                 raise Refused("over", "the run is over")
-            self._same_classes([clean(name, LONGEST_NAME) for name in classes])
-            before = next((place for place in self.places.values() if place.instance == instance), None)
+            self._same_classes(claim.classes)
+            before = next((place for place in self.places.values() if place.instance == claim.instance), None)
             if before is not None:
                 close(before.client)
                 partition = before.partition
             else:
-                partition = self._choose(instance, wanted, held)
-            place = Place(partition, client, instance, host)
+                partition = self._choose(claim)
+            place = Place(partition, client, claim.instance, claim.host)
             self.places[partition] = place
             return place
 
@@ -198,8 +192,9 @@ class Admission(ClientManager):
             words += f"; in one only: {clean(', '.join(odd), 40)}" if odd else "; they are in another order"
         raise Refused("classes", words)
 
-    def _choose(self, instance: str, wanted: int, held: int) -> int:
+    def _choose(self, claim: Claim) -> int:
         """A free partition: the one wanted, or held before, or the lowest. Raises Refused or Waitlisted."""
+        instance, wanted = claim.instance, claim.wanted
         free = [partition for partition in range(self.num_places) if partition not in self.places]
         if wanted >= self.num_places:
             words = f"--partition-id {wanted} is not there: this run has partitions 0 to {self.num_places - 1}"
@@ -217,7 +212,7 @@ class Admission(ClientManager):
             self._waiting[instance] = time.monotonic()
             raise Waitlisted(f"{words}; you are number {ahead + 1} on the waiting list")
         self._waiting.pop(instance, None)
-        return next(partition for partition in (wanted, held, free[0]) if partition in free)
+        return next(partition for partition in (wanted, claim.held, free[0]) if partition in free)
 
     def _ahead_of(self, instance: str) -> int:
         """How many came before and are still waiting."""
@@ -232,28 +227,30 @@ class Admission(ClientManager):
         name = f"client {place.partition}"
         if "error" in answer:
             raise Refused(f"start {name}", f"{name} could not start: {clean(answer['error'])}")
-        train, test = _integer(answer["train_examples"]), _integer(answer["test_examples"])
-        statistics = [_integer(position) for position in _list(answer["statistics"])]
+        there = self._settle(place, read_holdings(answer), name)
+        if there:
+            words = f"{name} joined, {place.train_examples:,} training images ({there} of {self.num_places} there)"
+            self.notify("join", place.partition, words)
+
+    def _settle(self, place: Place, holdings: Holdings, name: str) -> int:
+        """Make the place ready; how many are there now, or 0 where it was lost meanwhile. Raises Refused."""
+        train, test, counts = holdings.train_examples, holdings.test_examples, holdings.class_counts
         if train < 1 or test < 1:
             words = f"{name} has {train:,} training and {test:,} test images; it needs both"
             raise Refused(f"images {name}", words)
-        counts = [_integer(count) for count in _list(answer.get("class_counts", "[]"))]
-        if counts and (len(counts) != len(self.classes) or min(counts) < 0 or sum(counts) != train):
-            raise Refused(f"counts {name}", f"{name} counts its images by class otherwise than in all")
         with self.changed:
             if self.places.get(place.partition) is not place:
-                return
-            place.class_counts = counts
+                return 0
+            if counts and len(counts) != len(self.classes):
+                raise Refused(f"counts {name}", f"{name} counts its images by other classes than it has")
             if not self.started and not self.ready():
-                self.statistics = statistics
-            if statistics != self.statistics:
+                self.statistics = holdings.statistics
+            if holdings.statistics != self.statistics:
                 words = f"{name} measures other arrays of the network (BatchNorm's) than the others; use one model.py"
                 raise Refused(f"statistics {name}", words)
-            place.train_examples, place.test_examples, place.ready = train, test, True
-            there = len(self.ready())
+            place.train_examples, place.test_examples, place.class_counts, place.ready = train, test, counts, True
             self.changed.notify_all()
-        how_many = f"{there} of {self.num_places} there"
-        self.notify("join", place.partition, f"client {place.partition} joined, {train:,} training images ({how_many})")
+            return len(self.ready())
 
     def _count_refusal(self, kind: str, words: str) -> None:
         """Say the first few of each kind, then the 10th, 100th...: strangers must not flood the terminal."""
@@ -335,28 +332,6 @@ class Admission(ClientManager):
 def ask(client: ClientProxy, words: dict, timeout: float) -> dict:
     """One question in a get_properties message. Raises where the stream is broken or timeout seconds pass."""
     return client.get_properties(GetPropertiesIns(config=words), timeout=timeout, group_id=None).properties
-
-
-def _text(value: object, least: int, most: int) -> str:
-    """The value, if it is a string of so many characters. Raises ValueError."""
-    if not isinstance(value, str) or not least <= len(value) <= most:
-        raise ValueError(f"not a text of {least} to {most} characters")
-    return value
-
-
-def _list(value: object) -> list:
-    """What the value says in JSON, if it is a list. Raises ValueError."""
-    items = json.loads(_text(value, 2, LONGEST_LIST))
-    if not isinstance(items, list):
-        raise ValueError("not a list")
-    return items
-
-
-def _integer(value: object) -> int:
-    """The value, if it is an integer. Raises ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("not an integer")
-    return value
 
 
 def close(client: ClientProxy) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,55 @@ def test_command_on_a_finished_run(command, afterwards):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python") and not AFTERWARDS.match(c)])
+@pytest.fixture
+def secured(tmp_path: Path) -> list[str]:
+    """Certificates and secret as the README makes them; returns the flags that a client then needs."""
+    (tmp_path / "secret.txt").write_text("a secret\n")
+    made = [sys.executable, "-m", "federation.certificates", "--host", "127.0.0.1", "--out", tmp_path / "certificates"]
+    subprocess.run(made, cwd=ROOT, check=True, capture_output=True)
+    shutil.copy(tmp_path / "certificates/ca.pem", tmp_path)
+    return ["--ca-certificate", str(tmp_path / "ca.pem"), "--secret-file", str(tmp_path / "secret.txt")]
+
+
+def without(flag: str, words: list[str]) -> list[str]:
+    """The words but for a flag and its value, which a test has to choose."""
+    return [word for i, word in enumerate(words) if word != flag and (i == 0 or words[i - 1] != flag)]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "secret" in c and c.startswith("python")])
+def test_secured_command(command, tmp_path, secured, my_images):
+    server_files = ["--certificate", "certificates/server.pem", "--private-key", "certificates/server.key", *secured]
+    script, *flags = shlex.split(command)[1:]
+    with Federation(tmp_path) as federation:
+        if script == "server.py":
+            server = federation.server(*without("--address", flags), cwd=tmp_path)
+            for _ in range(3):
+                federation.tiny(*secured)
+        else:
+            server = federation.server("--clients", 1, *QUICK, *server_files, cwd=tmp_path)
+            flags = [*without("--server", flags), "--server", federation.address, "--threads", 1]
+            federation.start(command, ROOT / script, *flags, cwd=tmp_path).ends(0)
+        server.ends(0)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m") and not AFTERWARDS.match(c)])
+def test_module_command(command, tmp_path):
+    words = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(words, cwd=tmp_path, env={**CLEAN, "PYTHONPATH": str(ROOT)}, check=True)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl here")
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("openssl")])
+def test_openssl_command(command, tmp_path):
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert len((tmp_path / "secret.txt").read_text().strip()) == 64
+
+
+OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|-m )")
+PLAIN = [c for c in COMMANDS if c.startswith("python") and not OTHER.match(c)]
+
+
+@pytest.mark.parametrize("command", PLAIN)
 def test_python_command(command, tmp_path):
     script, *flags = shlex.split(command)[1:]
     with Federation(tmp_path) as federation:
@@ -107,5 +156,5 @@ def test_make_command(command, tmp_path, venv, my_images):
 
 
 def test_every_command_is_one_that_a_test_runs():
-    assert all(command.startswith(("python", "make")) for command in COMMANDS)
+    assert all(command.startswith(("python", "make", "openssl")) for command in COMMANDS)
     assert len(COMMANDS) >= 10

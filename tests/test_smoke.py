@@ -10,7 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
-from federation.report import table
+from federation.tables import table
 
 import numpy as np
 import pytest
