@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(f"{text}\n", end="", flush=True)  # in one piece: other threads speak too
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -4,21 +4,19 @@ import json
 import re
 import signal
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from types import SimpleNamespace
 
 from federation import admission
-from federation.admission import STRANGERS, Admission
+from federation.admission import STRANGERS
 from federation.options import parse_args
-from federation.recipe import Recipe
 
 import grpc
 import pytest
 from flwr.proto.transport_pb2 import ServerMessage
 from flwr.proto.transport_pb2_grpc import FlowerServiceServicer, add_FlowerServiceServicer_to_server
+from made_up import Door, MadeUp
 from processes import CLEAN, wait_for
 from strangers import Http2, Stranger, hello, open_channel, properties
 
@@ -190,62 +188,6 @@ def test_beyond_loopback_the_server_wants_tls_and_secret_or_insecure(monkeypatch
 
 
 # With made-up clients
-
-
-class MadeUp:
-    """Flower's proxy of a client, without a client; answers as told, and keeps what it is told."""
-
-    def __init__(self, *, place: dict | None = None, **hello: object):
-        usual = {
-            "protocol": 1,
-            "proof": "",
-            "classes": '["cat", "dog"]',
-            "instance": f"{id(self):032d}",
-            "host": "here",
-        }
-        self.hello = {**usual, "wanted": -1, "held": -1, **hello}
-        self.place = {"train_examples": 100, "test_examples": 10, "statistics": "[2]", **(place or {})}
-        self.partition: int | None = None
-        self.told: dict = {}
-        self.reconnect_in: int | None = None
-        self.cid = self.hello["instance"]
-        self.bridge = self  # it has one method that we use: close
-        self.closed = threading.Event()
-
-    def close(self) -> None:
-        self.closed.set()
-
-    def get_properties(self, ins, timeout, group_id):
-        match ins.config["ask"]:
-            case "hello":
-                answer = self.hello
-            case "place":
-                self.partition, answer = ins.config["partition"], self.place
-            case "told":
-                self.told, answer = ins.config, {}
-        return SimpleNamespace(properties=answer)
-
-    def reconnect(self, ins, timeout, group_id):
-        self.reconnect_in = ins.seconds
-
-
-class Door:
-    """An Admission whose vetting is waited for."""
-
-    def __init__(self, num_places: int = 3, **options: object):
-        self.said: list[str] = []
-        self.admission = Admission(num_places, Recipe(), lambda *event: self.said.append(event[2]), **options)
-
-    def joins(self, **client: object) -> MadeUp:
-        """A client that comes, once it is seated or turned away."""
-        client = MadeUp(**client)
-        assert self.admission.register(client)
-        while not (client.closed.wait(0.002) or self.seated(client)):
-            pass
-        return client
-
-    def seated(self, client: MadeUp) -> bool:
-        return any(place.client is client for place in self.admission.ready())
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ class TinyClient(NumPyClient):
     num_test = 10
     statistics = [2]  # noqa: RUF012
 
-    def __init__(self, seat: Seat, behave: str, in_round: int, seconds: float):
-        self.seat, self.behave, self.in_round, self.seconds = seat, behave, in_round, seconds
+    def __init__(self, seat: Seat, behave: str, in_round: int, seconds: float, until: Path | None = None):
+        self.seat, self.behave, self.in_round, self.seconds, self.until = seat, behave, in_round, seconds, until
         self.num_train = 100 * (seat.partition + 1)
 
     def get_parameters(self, config: dict) -> list:
@@ -41,6 +41,8 @@ class TinyClient(NumPyClient):
         examples, metrics = self.num_train, {"train_loss": 1.0 / server_round}
         say(f"fit {server_round}")
         time.sleep(self.seconds)
+        while self.until and server_round == self.in_round and not self.until.exists():
+            time.sleep(0.02)
         if self.behave and (server_round == self.in_round or self.in_round == 0):
             new, examples, metrics = misbehave(self.behave, new, examples, metrics)
         return new, examples, metrics
@@ -88,12 +90,13 @@ def main() -> None:
     parser.add_argument("--behave", default="", help="how to misbehave")
     parser.add_argument("--in-round", type=int, default=0, help="in which round (0: in all)")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long local training takes")
+    parser.add_argument("--until", type=Path, metavar="FILE", help="train in round --in-round until there is this file")
     parser.add_argument("--wait", type=float, default=30)
     parser.add_argument("--secret-file")
     parser.add_argument("--ca-certificate")
     args = parser.parse_args()
     member = Member(
-        lambda seat: TinyClient(seat, args.behave, args.in_round, args.seconds),
+        lambda seat: TinyClient(seat, args.behave, args.in_round, args.seconds, args.until),
         args.classes.split(","),
         secret=load_secret(args.secret_file),
         wanted_partition=args.partition_id,
