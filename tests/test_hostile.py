@@ -204,7 +204,7 @@ def test_a_stranger_that_never_stops_sending_is_held_back_and_fills_no_memory(fe
                 for _ in call:  # taken in without a word: all words are sent already
                     pass
     assert 10 < sent < 500
-    assert memory.last["VmHWM"] < before + 60_000, "kB"
+    assert memory.last["VmHWM"] < before + 250_000, "kB; unheld it would be all 500 MB"
 
 
 def test_a_thousand_senseless_clients_leave_no_senseless_place_and_an_open_door():
