@@ -154,19 +154,17 @@ def main() -> int:
     if dataset == "synthetic":
         print("These are generated images: their accuracy means nothing for CIFAR-10.")
     print(f"picture: {run_dir / 'accuracy.png'}\npage: {run_dir / 'report.html'}")
-    print(f"total time: {time.monotonic() - began:.1f} s\n")
     about = ["--run", str(run_dir), "--dataset", dataset, *data_dir]
     follow = [["evaluate.py", *about], ["baseline.py", *about]]
     if not args.compare:
         print("next, its predictions, and what it would have been without federation:")
         print("\n".join("  python " + shlex.join(command) for command in follow))
-        return 0
-    for command in follow:
-        print(f"$ python {shlex.join(command)}", flush=True)
+    for command in follow if args.compare else []:
+        print(f"\n$ python {shlex.join(command)}", flush=True)
         code = subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode
         if code:
             return code
-    print(f"total time with the comparison: {time.monotonic() - began:.1f} s")
+    print(f"total time: {time.monotonic() - began:.1f} s")
     return 0
 
 
