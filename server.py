@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from federation.admission import Admission
+from federation.buffered import BufferedServer
 from federation.connection import parse_server_address
 from federation.handshake import load_secret
 from federation.options import parse_args
@@ -41,11 +42,12 @@ def main() -> None:
     )
     if checkpoint:
         admission.begin(history.config["classes"], history.config["statistics"])
-    server = FederatedServer(admission, terms, folder, history, checkpoint)
+    loop, what = FederatedServer, f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
+    if terms.mode == "async":
+        loop, what = BufferedServer, f"fedbuff of {recipe.model}, {recipe.rounds * terms.clients} updates"
+    server = loop(admission, terms, folder, history, checkpoint)
     tls = " with TLS" if certificates else ""
-    say(
-        f"server on {args.address}{tls}: {terms.strategy} of {recipe.model}, {recipe.rounds} rounds, into {folder.path}"
-    )
+    say(f"server on {args.address}{tls}: {what}, into {folder.path}")
     start_server(
         server_address=args.address,
         server=server,
@@ -64,7 +66,8 @@ def open_run(args: argparse.Namespace) -> tuple[RunFolder, History, Checkpoint |
     if args.resume:
         folder = RunFolder(Path(args.resume))
         checkpoint = folder.load_checkpoint()
-        since = f"after round {checkpoint.server_round}" if checkpoint else "from the start: it holds no checkpoint"
+        unit = BufferedServer.unit if args.terms.mode == "async" else FederatedServer.unit
+        since = f"after {unit} {checkpoint.server_round}" if checkpoint else "from the start: it holds no checkpoint"
         say(f"resuming {folder.path} {since}")
         return folder, checkpoint.history if checkpoint else History(args.config), checkpoint
     folder = RunFolder(Path(args.run_dir or time.strftime("runs/%Y-%m-%d-%H%M%S")))
