@@ -1,11 +1,15 @@
 # make demo            a server and three clients, three rounds
 # make demo DATASET=FOLDER    the same on your own images
+# make compare         the demo, then the same training without federation, and pictures of both
 # make test            the tests
 PYTHON ?= python3
 VENV := .venv
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python demo.py $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
+
+compare: $(VENV)/installed
+	$(VENV)/bin/python demo.py --compare $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
@@ -21,4 +25,4 @@ $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	$(VENV)/bin/python -m pip install --quiet --requirement requirements-test.txt
 	touch $@
 
-.PHONY: demo test
+.PHONY: demo compare test

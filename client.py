@@ -7,10 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-from federation.connection import parse_server_address, stay_connected
+from federation.address import parse_server_address
+from federation.connection import stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
 from federation.partition import partition, split_test_set
+from federation.recipe import Recipe
+from federation.tls import read_authority
 from federation.words import fail, say
 
 import numpy as np
@@ -19,7 +22,10 @@ from flwr.client import NumPyClient
 from tqdm import tqdm
 
 import model
+import model_file
 from data import DataError, open_dataset
+
+DEVICES = ["auto", "cpu", "cuda", "mps"]
 
 
 class CifarClient(NumPyClient):
@@ -38,6 +44,7 @@ class CifarClient(NumPyClient):
         self.train_images, self.train_labels = load(dataset, "train", train, recipe.seed)
         self.test_images, self.test_labels = load(dataset, "test", test, recipe.seed)
         self.num_train, self.num_test = len(train), len(test)
+        self.class_counts = np.bincount(self.train_labels, minlength=len(self.classes)).tolist()
         self.network = model.build(recipe.model, len(self.classes), recipe.seed).to(self.device)
         self.statistics = model.statistics(self.network)
         self.accuracy: float | None = None  # of the newest global model, on this client's test images
@@ -98,11 +105,15 @@ class CifarClient(NumPyClient):
 
 def share(dataset, seat: Seat) -> tuple[np.ndarray, np.ndarray]:
     """Which training and test examples are this client's. Raises ValueError where there are too few."""
-    recipe = seat.recipe
-    labels = {split: dataset.labels(split, recipe.seed) for split in ("train", "test")}
-    train = partition(recipe.partitioner, labels["train"], seat.num_partitions, recipe.seed, recipe.alpha)
-    test = split_test_set(recipe.partitioner, labels["test"], seat.num_partitions, recipe.seed)
+    train, test = shares(dataset, seat.num_partitions, seat.recipe)
     return train[seat.partition], test[seat.partition]
+
+
+def shares(dataset, num_partitions: int, recipe: Recipe) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The same for all clients: training and test examples by partition."""
+    labels = {split: dataset.labels(split, recipe.seed) for split in ("train", "test")}
+    train = partition(recipe.partitioner, labels["train"], num_partitions, recipe.seed, recipe.alpha)
+    return train, split_test_set(recipe.partitioner, labels["test"], num_partitions, recipe.seed)
 
 
 def load(dataset, split: str, indices: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,22 +134,21 @@ def num_cores() -> int:
 
 def introduce(client: CifarClient) -> None:
     """Say what this client holds: its class distribution."""
-    seat = client.seat
-    say(
-        f"joined as client {seat.partition} of {seat.num_partitions}, "
-        f"with {client.num_train:,} training and {client.num_test:,} test images"
-    )
-    counts = np.bincount(client.train_labels, minlength=len(client.classes))
-    names = zip(client.classes, counts, strict=True)
-    say("training images by class: " + ", ".join(f"{name} {count:,}" for name, count in names))
+    seat, sizes = client.seat, f"{client.num_train:,} training and {client.num_test:,} test images"
+    say(f"joined with partition {seat.partition} of {seat.num_partitions}: {sizes}; training images by class:")
+    columns = [f"{name} {count:,}" for name, count in zip(client.classes, client.class_counts, strict=True)]
+    for start in range(0, len(columns), 5):
+        say("  " + "".join(f"{column:<18}" for column in columns[start : start + 5]).rstrip())
 
 
 def show_final_model(client: CifarClient, save: str | None) -> None:
     """What this client can do with the global model that the run left it."""
     say(f"accuracy of the final global model on this client's {client.num_test:,} test images: {client.accuracy:.4f}")
     if save:
-        state = {name: value.cpu() for name, value in client.network.state_dict().items()}
-        torch.save(state, save)
+        try:
+            model_file.save(save, client.network, client.recipe.model, client.classes)
+        except OSError as error:
+            fail(f"--save {save} can't be written ({error.strerror})")
         say(f"saved the final global model as {save}")
     some = np.linspace(0, client.num_test - 1, min(10, client.num_test)).astype(int)
     guesses = model.predict(client.network, client.test_images[some]).argmax(1)
@@ -148,7 +158,10 @@ def show_final_model(client: CifarClient, save: str | None) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    usage = "%(prog)s [options]; --help lists them"  # one line, as it comes before every error
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=usage, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
     add("--server", default="127.0.0.1:8080", metavar="HOST:PORT", help="where the server listens")
     add("--dataset", default="cifar10", help="cifar10, synthetic (generated), or a FOLDER of train|test/<class>/*")
@@ -157,7 +170,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--threads", type=int, metavar="N", help="CPU threads (default: a share of the cores among this host's clients)"
     )
-    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
+    add("--device", default="auto", choices=DEVICES, help="where to train")
     add("--slowdown", type=float, default=1, metavar="F", help="sleep to be F times slower: for experiments")
     add("--save", metavar="FILE", help="keep the final global model as a PyTorch state_dict")
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
@@ -174,24 +187,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--threads must be at least 1, got {args.threads}")
     if not 1 <= args.slowdown < float("inf"):
         parser.error(f"--slowdown must be at least 1, got {args.slowdown:g}")
-    if args.wait < 0:
+    if not args.wait >= 0:  # NaN too: it would wait for ever
         parser.error(f"--wait must be at least 0, got {args.wait:g}")
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if args.device == "auto":
-        args.device = next(name for name, there in available.items() if there())
-    elif not available[args.device]():
-        parser.error(f"--device {args.device} is not there on this machine; use --device auto")
+    args.device = find_device(parser, args.device)
     if args.save and not Path(args.save).absolute().parent.is_dir():
         parser.error(f"--save {args.save}: its folder does not exist")
     return args
+
+
+def find_device(parser: argparse.ArgumentParser, wanted: str) -> str:
+    """The device of --device; auto is the fastest there is."""
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there())
+    if not available[wanted]():
+        parser.error(f"--device {wanted} is not there on this machine; use --device auto")
+    return wanted
 
 
 def main() -> None:
     args = parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     torch.set_num_threads(args.threads or 1)
+    secret = load_secret(args.secret_file)  # before the data, which may take a while to come
     try:
-        certificates = Path(args.ca_certificate).read_bytes() if args.ca_certificate else None
+        certificates = read_authority(args.ca_certificate) if args.ca_certificate else None
         dataset = open_dataset(args.dataset, args.data_dir)
     except (DataError, OSError) as error:
         fail(str(error))
@@ -202,7 +222,7 @@ def main() -> None:
         return client
 
     wanted = -1 if args.partition_id is None else args.partition_id
-    member = Member(open_client, dataset.classes, secret=load_secret(args.secret_file), wanted_partition=wanted)
+    member = Member(open_client, dataset.classes, secret=secret, wanted_partition=wanted)
     stay_connected(member, args.server, wait=args.wait, root_certificates=certificates)
     leave(member)
     show_final_model(member.client, args.save)

@@ -66,9 +66,11 @@ class Cifar10:
 
     def __init__(self, data_dir: str):
         self.root = data_dir
-        self.classes = list(self._load("test").classes)
+        test = self._load("test", download=True)
+        self.classes = list(test.classes)
+        self._labels = {"test": np.array(test.targets, np.int64)}
 
-    def _load(self, split: str):  # -> torchvision.datasets.CIFAR10
+    def _load(self, split: str, download: bool = False):  # -> torchvision.datasets.CIFAR10
         from filelock import FileLock  # both only here: importing torchvision costs 170 MB and a second
         from torchvision.datasets import CIFAR10
 
@@ -78,7 +80,7 @@ class Cifar10:
                 socket.setdefaulttimeout(30)  # a firewall that swallows packets must not hang us
                 if not (Path(self.root) / CIFAR10.base_folder).exists():
                     print(f"downloading CIFAR-10 (170 MB, once) into {self.root}", file=sys.stderr)
-                return CIFAR10(self.root, train=split == "train", download=True)
+                return CIFAR10(self.root, train=split == "train", download=download)
         except Exception as error:  # urllib, tarfile and torchvision raise a dozen kinds between them
             reason = getattr(error, "reason", None) or error
             raise DataError(
@@ -89,7 +91,9 @@ class Cifar10:
             socket.setdefaulttimeout(None)
 
     def labels(self, split: str, seed: int) -> np.ndarray:
-        return np.array(self._load(split).targets, np.int64)
+        if split not in self._labels:  # kept, as every load takes a second for its checksums
+            self._labels[split] = np.array(self._load(split).targets, np.int64)
+        return self._labels[split]
 
     def images(self, split: str, indices: np.ndarray, seed: int) -> np.ndarray:
         return np.ascontiguousarray(self._load(split).data[indices].transpose(0, 3, 1, 2))
@@ -149,7 +153,9 @@ def read_image(path: str) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
-            if image.mode not in ("RGB", "L"):
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode not in ("RGB", "L") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from federation.report import table
+from federation.tables import table
 from federation.words import fail
 
 from data import DataError, open_dataset
@@ -112,6 +113,7 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="server rounds")
     parser.add_argument("--dataset", help="cifar10, synthetic, or a FOLDER (default: cifar10, else synthetic)")
     parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
+    parser.add_argument("--compare", action="store_true", help="then train without federation too, and compare")
     parser.add_argument("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     own, server = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parser.parse_args(own)
@@ -130,13 +132,15 @@ def main() -> int:
         dataset = str(Path(dataset).resolve())  # the processes run in the project's folder
     address = f"127.0.0.1:{free_port()}"
     run_dir = Path(args.run_dir or time.strftime("runs/%Y-%m-%d-%H%M%S")).resolve()
+    data_dir = ["--data-dir", str(Path(args.data_dir).resolve())]
     cast = Cast()
     try:
         counts = ["--rounds", str(args.rounds), "--clients", str(args.clients)]
         cast.start("server", ["server.py", "--address", address, "--run-dir", str(run_dir), *counts, *server_options])
         for number in range(args.clients):
-            where = ["--server", address, "--dataset", dataset, "--data-dir", str(Path(args.data_dir).resolve())]
-            cast.start(f"client {number}", ["client.py", *where, "--wait", "60"])
+            where = ["--server", address, "--dataset", dataset, *data_dir]
+            # Clients get partitions by themselves; asked for, the numbers on the screen agree.
+            cast.start(f"client {number}", ["client.py", *where, "--partition-id", str(number), "--wait", "60"])
         codes = cast.wait()
     finally:
         cast.end()
@@ -149,7 +153,20 @@ def main() -> int:
     print(f"\n{table(history['rounds'])}\n")
     if dataset == "synthetic":
         print("These are generated images: their accuracy means nothing for CIFAR-10.")
-    print(f"picture: {run_dir / 'accuracy.png'}\ntotal time: {time.monotonic() - began:.1f} s")
+    print(f"picture: {run_dir / 'accuracy.png'}\npage: {run_dir / 'report.html'}")
+    print(f"total time: {time.monotonic() - began:.1f} s\n")
+    about = ["--run", str(run_dir), "--dataset", dataset, *data_dir]
+    follow = [["evaluate.py", *about], ["baseline.py", *about]]
+    if not args.compare:
+        print("next, its predictions, and what it would have been without federation:")
+        print("\n".join("  python " + shlex.join(command) for command in follow))
+        return 0
+    for command in follow:
+        print(f"$ python {shlex.join(command)}", flush=True)
+        code = subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode
+        if code:
+            return code
+    print(f"total time with the comparison: {time.monotonic() - began:.1f} s")
     return 0
 
 

@@ -8,13 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+from federation import report
+from federation.address import parse_server_address
 from federation.admission import Admission
 from federation.buffered import BufferedServer
-from federation.connection import parse_server_address
 from federation.handshake import load_secret
 from federation.options import parse_args
 from federation.rounds import FederatedServer
 from federation.run_folder import Checkpoint, History, RunFolder
+from federation.scalars import open_scalars
+from federation.streams import guard_streams
+from federation.tls import read_server_files
 from federation.words import fail, say
 
 from flwr.server import ServerConfig, start_server
@@ -23,8 +27,11 @@ from flwr.server import ServerConfig, start_server
 def main() -> None:
     args = parse_args(__doc__)
     recipe, terms = args.recipe, args.terms
-    secret, certificates = load_secret(args.secret_file), read_certificates(args)
+    secret = load_secret(args.secret_file)
+    files = (args.ca_certificate, args.certificate, args.private_key)
+    certificates = read_server_files(*files) if args.certificate else None
     check_port(args.address)
+    on_round = open_scalars(args.tensorboard) if args.tensorboard else None
     folder, history, checkpoint = open_run(args)
     allow_many_connections()
 
@@ -42,12 +49,14 @@ def main() -> None:
     )
     if checkpoint:
         admission.begin(history.config["classes"], history.config["statistics"])
-    loop, what = FederatedServer, f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
+    loop, task = FederatedServer, f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
     if terms.mode == "async":
-        loop, what = BufferedServer, f"fedbuff of {recipe.model}, {recipe.rounds * terms.clients} updates"
+        loop, task = BufferedServer, f"fedbuff of {recipe.model}, {recipe.rounds * terms.clients} updates"
     server = loop(admission, terms, folder, history, checkpoint)
+    server.on_round = on_round or server.on_round
     tls = " with TLS" if certificates else ""
-    say(f"server on {args.address}{tls}: {what}, into {folder.path}")
+    say(f"server on {args.address}{tls}: {task}; results in {folder.path}")
+    guard_streams()
     start_server(
         server_address=args.address,
         server=server,
@@ -56,9 +65,20 @@ def main() -> None:
         certificates=certificates,
     )
     if server.exit_code == 0:
-        say(f"done: model.npz (final weights), accuracy.png and history.json are in {folder.path}")
+        finish(folder)
     sys.stdout.flush()
     os._exit(server.exit_code)  # a thread may still wait for a client that is stopped: it must not keep us
+
+
+def finish(folder: RunFolder) -> None:
+    """Draw what there is to see. The clients have gone on by now, and a run that can't be drawn is still done."""
+    try:
+        report.write(folder)
+        pictures = ", accuracy.png and report.html"
+    except Exception as error:  # matplotlib's installation or its cache, the disk: many kinds
+        say(f"no pictures ({type(error).__name__}: {error}); try again with: python -m federation.report {folder.path}")
+        pictures = ""
+    say(f"done: model.npz (final weights), history.json{pictures} are in {folder.path}")
 
 
 def open_run(args: argparse.Namespace) -> tuple[RunFolder, History, Checkpoint | None]:
@@ -92,17 +112,8 @@ def check_port(address: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
     except OSError as error:
-        fail(f"can't listen on {address} ({error.strerror}); end who has the port, or give another --address")
-
-
-def read_certificates(args: argparse.Namespace) -> tuple[bytes, bytes, bytes] | None:
-    """Authority, certificate and key as PEM, or None for a server without TLS."""
-    if not args.certificate:
-        return None
-    try:
-        return tuple(Path(path).read_bytes() for path in (args.ca_certificate, args.certificate, args.private_key))
-    except OSError as error:
-        fail(f"{error.filename} can't be read ({error.strerror}); make it with python -m federation.certificates", 2)
+        remedy = "end the program that has the port, or give another --address"
+        fail(f"can't listen on {address} ({error.strerror}); {remedy}")
 
 
 def allow_many_connections() -> None:

@@ -2,8 +2,11 @@
 
 import os
 
-# Both are read when flwr is first imported: import federation before flwr (pyproject.toml sorts it so).
+# All are read when flwr or grpc is first imported: import federation before them (pyproject.toml sorts it so).
 # Data that never leaves the client goes badly with a phone-home: FLWR_TELEMETRY_ENABLED=1 turns it on.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # Flower logs every message and a banner of many lines; FLWR_LOG_LEVEL=INFO brings them back.
 os.environ.setdefault("FLWR_LOG_LEVEL", "CRITICAL")
+# gRPC writes lines of its own for every stranger's garbage, which must not fill the operator's terminal, and
+# for TLS that doesn't fit, which we say in words; GRPC_VERBOSITY=ERROR (or INFO, DEBUG) brings them back.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

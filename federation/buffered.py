@@ -3,13 +3,13 @@
 import time
 from dataclasses import dataclass
 
-from federation import report
 from federation.admission import Place
 from federation.cohort import Asked
 from federation.fedbuff import FedBuff, Training, arrivals_within
 from federation.rounds import FederatedServer, RunFailed
 from federation.run_folder import Checkpoint
 from federation.strategy import weighted_mean
+from federation.tables import VERSION_HEAD, table, table_row
 from federation.words import say
 
 import numpy as np
@@ -40,7 +40,7 @@ class BufferedServer(FederatedServer):
 
     def _begin(self, weights: list[np.ndarray]) -> None:
         self._adopt(weights)
-        say(report.VERSION_HEAD)
+        say(VERSION_HEAD)
         self._write_version([], seconds=0.0)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
@@ -49,7 +49,7 @@ class BufferedServer(FederatedServer):
         self.run.restore(checkpoint.server_round, rows)
         self.said = checkpoint.server_round  # the newest version may not have been evaluated by all
         self.began -= rows[-1]["time"]
-        say(report.table(rows[:-1]) if rows[:-1] else report.VERSION_HEAD)
+        say(table(rows[:-1]) if rows[:-1] else VERSION_HEAD)
 
     def _adopt(self, weights: list[np.ndarray]) -> None:
         self.run = FedBuff(weights, self.admission.statistics, self.terms, self.recipe.rounds)
@@ -68,9 +68,11 @@ class BufferedServer(FederatedServer):
             self._hand_out(training=self._enough_clients())
             self._collect()
         self.weights = self.run.weights
-        late = [asked.place.partition for asked, job in self.busy.items() if job.training]
+        late = sorted(asked.place.partition for asked, job in self.busy.items() if job.training)
         if late:
-            say(f"the last update is in; client {', '.join(map(str, late))} still trains, and evaluates the model then")
+            say(
+                f"the last update is in; still training, and to evaluate the final model then: {', '.join(map(str, late))}"
+            )
         while self._hand_out(training=False) or self.busy:
             self._collect()
         if self.history.rounds[-1]["accuracy"] is None:
@@ -198,7 +200,8 @@ class BufferedServer(FederatedServer):
         being_evaluated = {job.version for job in self.busy.values() if job.training is None}
         while self.said < self.run.version + final and self.said not in being_evaluated:
             row = self.history.rounds[self.said]
-            say(report.table_row(row))
+            say(table_row(row))
+            self.on_round(row)
             self.said += 1
             target = self.terms.target_accuracy
             enough = len(row["accuracy_by_client"]) >= max(1, len(self.admission.ready()) / 2)

@@ -1,7 +1,7 @@
 """The words that server and client exchange inside Flower's get_properties messages.
 
 hello   server: protocol, nonce        client: who it is, its class names, proof of the secret
-place   server: partition, recipe      client: how many examples it has (or why it can't)
+place   server: partition, recipe      client: how many examples it has, and of which class (or why it can't)
 told    server: why the stream ends    client: nothing
 """
 

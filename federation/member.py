@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from federation.handshake import PROTOCOL, proof
+from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
 from federation.recipe import Recipe
 from federation.words import clean, fail, say
 
@@ -36,8 +36,9 @@ class Member(NumPyClient):
     """Wraps the client that open_client(seat) makes once the server has given a place.
 
     That client is a NumPyClient with two integers, num_train and num_test, and a list, statistics: the
-    positions of the arrays that are measured and not trained. What it raises is told to the server in
-    one line, and kept in `failure`.
+    positions of the arrays that are measured and not trained. It may have class_counts, its training
+    examples by class: the server keeps them for the picture of who holds what. What it raises is told
+    to the server in one line, and kept in `failure`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Member(NumPyClient):
         self.client: NumPyClient | None = None
         self.farewell: Farewell | None = None
         self.failure: str | None = None
+        self.waiting = ""  # the server's words on the waiting list, if we are on it
         self.heard = 0  # messages from the server so far: tells progress from mere connecting
 
     def get_properties(self, config: dict) -> dict:
@@ -97,10 +99,14 @@ class Member(NumPyClient):
         except Exception as error:
             return self._fail(error)
         numbers = {"train_examples": self.client.num_train, "test_examples": self.client.num_test}
-        return {**numbers, "statistics": json.dumps(self.client.statistics)}
+        counts = json.dumps(getattr(self.client, "class_counts", []))
+        return {**numbers, "statistics": json.dumps(self.client.statistics), "class_counts": counts}
 
     def _take_leave(self, config: dict) -> dict:
         self.farewell = Farewell(config["kind"], clean(config["words"]), config["code"])
+        if self.farewell.kind == "wait" and self.farewell.words != self.waiting:
+            self.waiting = self.farewell.words
+            say(f"{self.waiting}; asking again every {RETRY_SECONDS} s")
         return {}
 
     def _work(self, task: Callable, failed: object) -> object:

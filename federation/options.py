@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from federation.connection import is_loopback, parse_server_address
+from federation.address import is_loopback, parse_server_address
 from federation.partition import PARTITIONERS
 from federation.recipe import MODELS, RECIPE_FIELDS, TERMS_FIELDS, Recipe, Terms, flag
 from federation.run_folder import RunFolder
@@ -34,6 +34,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     add("--mode", default=terms.mode, metavar="|".join(MODES), help=f"wait for all in rounds, or for nobody {default}")
     add("--target-accuracy", type=float, metavar="A", help="end the run after the first round that reaches it")
     add("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
+    add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
     add("--resume", metavar="RUN_DIR", help="go on with a run after its last whole round")
 
     add = parser.add_argument_group("the recipe, which every client gets").add_argument
@@ -230,6 +231,9 @@ def stored_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.run_dir:
         parser.error(f"--resume {args.resume} names the run folder; leave out --run-dir {args.run_dir}")
     try:
-        return RunFolder(Path(args.resume)).load_config()
-    except (OSError, ValueError, KeyError):
+        config = RunFolder(Path(args.resume)).load_config()
+        if not {*RECIPE_FIELDS, *TERMS_FIELDS} <= set(config):
+            raise KeyError
+        return config
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, no JSON, or not what we wrote
         parser.error(f"--resume {args.resume} holds no run (no readable history.json)")

@@ -67,6 +67,8 @@ def sizes_partition(labels: np.ndarray, num_partitions: int, seed: int) -> list[
     fractions = rng.uniform(low, high)
     fractions /= max(1.0, fractions.sum())
     sizes = np.maximum(1, (fractions * len(labels)).astype(int))
+    while sizes.sum() > len(labels):  # of few images, one each for the smallest may be more than there is
+        sizes[sizes.argmax()] -= 1
     order = rng.permutation(len(labels))
     return [np.sort(part) for part in np.split(order, np.cumsum(sizes))[:-1]]
 

@@ -1,85 +1,101 @@
-"""What people see of a run: the table by round, and accuracy.png."""
+"""Make the pictures and the page of a run again, from the files in its folder alone."""
 
+import argparse
+import json
+import sys
+import zipfile
 from pathlib import Path
 
-from federation.run_folder import History
+from federation import page, pictures
+from federation.run_folder import History, RunFolder, write_whole
+from federation.words import fail, say
 
-VERSION_HEAD = (  # of the asynchronous mode: a row is a version, and names the clients whose updates made it
-    f"{'version':>7}  {'clients':>9}  {'staleness':>9}  {'accuracy':>8}  {'loss':>6}  {'at second':>9}  {'received':>9}"
-)
-TABLE_HEAD = f"{'round':>5}  {'clients':>7}  {'accuracy':>8}  {'loss':>6}  {'seconds':>7}  {'received':>9}"
+import numpy as np
+
+EPILOG = """\
+Draws accuracy.png and partitions.png from history.json, adds the curves of baseline.json where
+baseline.py has been there, and predictions.png and confusion.png where evaluate.py has; report.html
+holds all of them, the tables, and who joined, left or was turned away, in one file to pass on.
+"""
 
 
-def table_row(row: dict) -> str:
-    if "updates" in row:
-        return version_row(row)
-    return (
-        f"{row['round']:>5}  {row['clients']:>7}  {row['accuracy']:>8.4f}  {row['loss']:>6.3f}"
-        f"  {row['seconds']:>7.1f}  {size(row['bytes_received']):>9}"
+def open_run(path: str) -> tuple[RunFolder, History]:
+    """A run's folder and history. Exits with 2 and one line where it holds no run, or one without a round."""
+    folder = RunFolder(Path(path))
+    try:
+        history = folder.load_history()
+    except (OSError, ValueError):
+        fail(f"{path} holds no run (no readable history.json); name the folder that server.py calls results", 2)
+    if not history.rounds:
+        fail(f"{path} holds a run without a single round so far; wait for its first", 2)
+    return folder, history
+
+
+def write(folder: RunFolder) -> list[Path]:
+    """Every picture that the files in the folder allow, and report.html: returns what it wrote.
+
+    Raises OSError where the folder can't be written.
+    """
+    path, history = folder.path, folder.load_history()
+    baseline, found = _read_baseline(path / "baseline.json"), _read_predictions(path / "predictions.npz", history)
+    drawings = {"accuracy": lambda theme: pictures.accuracy(history, baseline, theme)}
+    if history.config.get("class_counts"):
+        drawings["partitions"] = lambda theme: pictures.partitions(history, theme)
+    if found:
+        drawings["predictions"] = lambda theme: pictures.predictions(history, found, theme)
+        drawings["confusion"] = lambda theme: pictures.confusion(history, found, theme)
+    shown, written = {}, []
+    for name, draw in drawings.items():
+        light, dark = draw(pictures.LIGHT), draw(pictures.DARK)
+        shown[name] = light, dark
+        written.append(path / f"{name}.png")
+        write_whole(written[-1], lambda file, light=light: file.write(light))
+    written.append(path / "report.html")
+    text = page.run_page(path.resolve().name, history, baseline, shown)
+    write_whole(written[-1], lambda file: file.write(text.encode()))
+    return written
+
+
+def _read_baseline(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        say(f"{path} can't be read; make it again with baseline.py")
+        return None
+
+
+def _read_predictions(path: Path, history: History) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("images", "truth", "prediction", "confusion")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        say(f"{path} can't be read; make it again with evaluate.py")
+        return None
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m federation.report",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("run", metavar="RUN_DIR", help="the folder of a run, such as runs/2026-11-22-140000")
+    folder, _ = open_run(parser.parse_args().run)
+    try:
+        for path in write(folder):
+            say(str(path))
+    except OSError as error:
+        fail(f"{folder.path} can't be written ({error.strerror})")
 
 
-def version_row(row: dict) -> str:
-    clients = listed([update["partition"] for update in row["updates"]])
-    staleness = listed([update["staleness"] for update in row["updates"]])
-    known = row["accuracy"] is not None  # not where versions come faster than clients evaluate
-    scores = f"{row['accuracy']:>8.4f}  {row['loss']:>6.3f}" if known else f"{'–':>8}  {'–':>6}"
-    return (
-        f"{row['round']:>7}  {clients:>9}  {staleness:>9}  {scores}  {row['time']:>9.1f}"
-        f"  {size(row['bytes_received']):>9}"
-    )
-
-
-def listed(numbers: list[int]) -> str:
-    """A few numbers one by one, many by their range."""
-    return ", ".join(map(str, numbers)) if len(numbers) <= 3 else f"{min(numbers)} to {max(numbers)}"
-
-
-def table(rows: list[dict]) -> str:
-    head = VERSION_HEAD if rows and "updates" in rows[0] else TABLE_HEAD
-    return "\n".join([head, *map(table_row, rows)])
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in words, in powers of 1,000."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
-
-
-def plot(history: History, path: Path) -> None:
-    """Accuracy and loss by round, as a PNG."""
-    import matplotlib  # only here: it costs half a second and 37 MB, and the server must listen at once
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator
-
-    evaluated = [row for row in history.rounds if row["accuracy"] is not None]
-    unit = "version of the global model" if "updates" in history.rounds[0] else "server round"
-    rounds = [row["round"] for row in evaluated]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left.plot(rounds, [row["accuracy"] for row in evaluated], "o-", color="#0072B2", label="global model")
-    classes = history.config.get("classes") or []
-    if classes:
-        left.axhline(1 / len(classes), color="grey", linestyle=":", label="chance")
-    left.set(xlabel=unit, ylabel="accuracy on all test images", ylim=(0, 1))
-    left.legend(loc="lower right")
-    right.plot(rounds, [row["loss"] for row in evaluated], "o-", color="#D55E00", label="test")
-    trained = [row for row in history.rounds if row["train_loss"] is not None]
-    right.plot(
-        [row["round"] for row in trained],
-        [row["train_loss"] for row in trained],
-        "s--",
-        color="#009E73",
-        label="training",
-    )
-    right.set(xlabel=unit, ylabel="mean loss per image", ylim=(0, None))
-    right.legend(loc="lower left")
-    for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -3,13 +3,14 @@
 import signal
 import time
 import traceback
+from collections.abc import Callable
 
-from federation import report
 from federation.admission import Admission, Place
 from federation.cohort import Cohort, Stopped
 from federation.recipe import Terms
 from federation.run_folder import Checkpoint, History, RunFolder
 from federation.strategy import CheckedStrategy, weighted_mean
+from federation.tables import TABLE_HEAD, table, table_row
 from federation.words import say
 
 import numpy as np
@@ -51,6 +52,7 @@ class FederatedServer(Server):
         self.weights: list[np.ndarray] = []
         self.rule: CheckedStrategy | None = None
         self.rounds_done = -1  # 0 once the untrained model is evaluated
+        self.on_round: Callable[[dict], None] = lambda row: None  # gets each row of the table once it is on disk
 
     # Called by flwr.server.start_server
 
@@ -90,7 +92,10 @@ class FederatedServer(Server):
     def _run(self) -> None:
         self._gather_first()
         self.admission.begin(self.admission.classes, self.admission.statistics)
-        self.history.config.update(classes=self.admission.classes, statistics=self.admission.statistics)
+        counts = {str(place.partition): place.class_counts for place in self.admission.ready() if place.class_counts}
+        self.history.config.update(
+            classes=self.admission.classes, statistics=self.admission.statistics, class_counts=counts
+        )
         if self.checkpoint is None:
             self._begin(self._initial_weights())
         else:
@@ -98,18 +103,17 @@ class FederatedServer(Server):
             self._go_on(self.checkpoint)
         self._work()
         self.folder.save_model(self.weights, self.recipe.model, self.admission.classes)
-        report.plot(self.history, self.folder.path / "accuracy.png")
 
     def _begin(self, weights: list[np.ndarray]) -> None:
         self._adopt(weights)
-        say(report.TABLE_HEAD)
+        say(TABLE_HEAD)
         start = time.monotonic()
         self._finish_round(0, self.cohort.evaluate(0, self.weights), train={}, start=start)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         self._adopt(checkpoint.weights)
         self.rule.restore(checkpoint.strategy_state, self.weights)
-        say(report.table(self.history.rounds))
+        say(table(self.history.rounds))
 
     def _work(self) -> None:
         while self.rounds_done < self.recipe.rounds and not self._target_reached():
@@ -140,7 +144,8 @@ class FederatedServer(Server):
         }
         self.history.rounds.append(row)
         self.folder.save_checkpoint(Checkpoint(server_round, self.weights, self.rule.state(), self.history))
-        say(report.table_row(row))
+        say(table_row(row))
+        self.on_round(row)
 
     # Who takes part
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,27 @@ class History:
 
     def to_json(self) -> str:
         return json.dumps(vars(self), indent=1)
+
+    def scored(self) -> list[dict]:
+        """Rows with a known accuracy; those of the asynchronous mode with the rounds' worth of updates as "round"."""
+        rows, updates = [], 0
+        for row in self.rounds:
+            updates += len(row.get("updates", ()))
+            if row["accuracy"] is not None:
+                rows.append({**row, "round": updates / self.config["clients"]} if "updates" in row else row)
+        return rows
+
+    def by_round(self) -> list[dict]:
+        """A row for each round, or for each round's worth of updates the newest version that had no more."""
+        rows = self.scored()
+        if not rows or "updates" not in rows[0]:
+            return rows
+        chosen, seconds = [], 0.0
+        for number in range(int(rows[-1]["round"]) + 1):
+            row = [row for row in rows if row["round"] <= number][-1]
+            chosen.append({**row, "round": number, "seconds": row["time"] - seconds})
+            seconds = row["time"]
+        return chosen
 
 
 @dataclass
@@ -59,11 +79,11 @@ class RunFolder:
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then history.json, then drop all checkpoints but the newest two."""
-        meta = json.dumps({"round": checkpoint.server_round, "weights": len(checkpoint.weights)})
-        texts = {"meta": meta, "history": checkpoint.history.to_json()}
-        arrays = {f"a{i:05d}": array for i, array in enumerate(checkpoint.weights + checkpoint.strategy_state)}
+        arrays = checkpoint.weights + checkpoint.strategy_state
+        meta = {"round": checkpoint.server_round, "weights": len(checkpoint.weights), "arrays": len(arrays)}
+        texts = {"meta": json.dumps(meta), "history": checkpoint.history.to_json()}
         name = f"checkpoint-{checkpoint.server_round:06d}.npz"
-        write_whole(self.path / name, lambda file: np.savez(file, **_as_bytes(texts), **arrays))
+        write_whole(self.path / name, lambda file: np.savez(file, **_as_bytes(texts), **_by_name(arrays)))
         self.save_history(checkpoint.history)
         for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
             old.unlink()
@@ -73,9 +93,16 @@ class RunFolder:
         for path in self.checkpoints():
             try:
                 return _read_checkpoint(path)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+            except Exception as error:  # on damaged bytes zipfile and numpy raise a dozen kinds between them
                 say(f"{path} is damaged ({type(error).__name__}: {error}); using the one before it")
         return None
+
+    def load_history(self) -> History:
+        """All of history.json. Raises OSError or ValueError where there is no run."""
+        try:
+            return History(**json.loads((self.path / "history.json").read_text()))
+        except TypeError:
+            raise ValueError(f"{self.path / 'history.json'} is not a run's history") from None
 
     def load_config(self) -> dict:
         """The configuration that the run began with. Raises FileNotFoundError or ValueError where there is no run."""
@@ -108,14 +135,18 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.close(folder)
 
 
+def _by_name(arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"a{i:05d}": array for i, array in enumerate(arrays)}
+
+
 def _as_bytes(texts: dict[str, str]) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
-    """Reads every byte, so the zip's own checksums find damage anywhere."""
-    with np.load(path, allow_pickle=False) as file:
+    """Reads every array whole, so the zip's own checksums find damage in it; raises KeyError where one is missing."""
+    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         meta, history = (json.loads(file[name].tobytes()) for name in ("meta", "history"))
-        arrays = [file[name] for name in sorted(file.files) if name.startswith("a")]
+        arrays = [file[f"a{i:05d}"] for i in range(meta["arrays"])]
     weights = arrays[: meta["weights"]]
     return Checkpoint(meta["round"], weights, arrays[meta["weights"] :], History(**history))

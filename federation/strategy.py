@@ -128,13 +128,19 @@ def check_evaluate(res: EvaluateRes, declared: int) -> tuple[float, float, int]:
 
 
 def clip(update: list[np.ndarray], weights: list[np.ndarray], max_norm: float) -> list[np.ndarray]:
-    """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are."""
-    steps = [new - old if old.dtype.kind == "f" else None for new, old in zip(update, weights, strict=True)]
-    norm = math.sqrt(sum(float(np.sum(np.square(step, dtype=np.float64))) for step in steps if step is not None))
+    """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are.
+
+    In float64: a float32 step between huge but finite values would be infinite, and its clipped self NaN.
+    """
+    pairs = list(zip(update, weights, strict=True))
+    steps = [np.subtract(new, old, dtype=np.float64) if old.dtype.kind == "f" else None for new, old in pairs]
+    norm = math.sqrt(sum(float(np.sum(np.square(step))) for step in steps if step is not None))
     if norm <= max_norm:
         return update
-    shortened = zip(update, weights, steps, strict=True)
-    return [new if step is None else (old + step * (max_norm / norm)).astype(old.dtype) for new, old, step in shortened]
+    shortened = zip(pairs, steps, strict=True)
+    return [
+        new if step is None else (old + step * (max_norm / norm)).astype(old.dtype) for (new, old), step in shortened
+    ]
 
 
 def weighted_mean(values: list[tuple[np.ndarray | float, int]]) -> np.ndarray:
@@ -162,7 +168,10 @@ def _read_array(tensor: bytes, position: int) -> np.ndarray:
         raise BadUpdate(f"array {position} claims dtype {clean(dtype, 40)} and shape {clean(shape, 40)}")
     if math.prod(shape) * dtype.itemsize != len(tensor) - stream.tell():
         raise BadUpdate(f"array {position} has {len(tensor) - stream.tell()} bytes, too many or too few for its shape")
-    return np.frombuffer(tensor, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    try:
+        return np.frombuffer(tensor, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError):  # no bytes can claim (0, 2**99), four bytes a hundred dimensions, or (True,)
+        raise BadUpdate(f"array {position} claims the shape {clean(shape, 40)}, which no array has") from None
 
 
 def _check_finite(arrays: list[np.ndarray]) -> None:

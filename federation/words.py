@@ -17,6 +17,6 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def clean(text: object, limit: int = 300) -> str:
     """Words from the other side made safe to print: one line, no control characters, of bounded length."""
-    line = " ".join(str(text).split())
+    line = " ".join(str(text)[: 10 * limit].split())
     line = "".join(character for character in line if character.isprintable())
     return line if len(line) <= limit else line[: limit - 1] + "…"

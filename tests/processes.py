@@ -25,7 +25,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> object:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 100) -> object:
     """Poll until condition() is true and return its value; fail with `what` after so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -60,14 +60,14 @@ class Process:
     def output(self) -> str:
         return "".join(self._lines)
 
-    def says(self, pattern: str, seconds: float = 60) -> str:
+    def says(self, pattern: str, seconds: float = 100) -> str:
         """Wait until the output matches; the whole output is shown where it never does."""
         try:
             return wait_for(lambda: re.search(pattern, self.output), pattern, seconds).group()
         except AssertionError as error:
             raise AssertionError(f"{self.name} never said {error}; it said:\n{self.output}") from None
 
-    def ends(self, code: int, seconds: float = 60) -> str:
+    def ends(self, code: int, seconds: float = 100) -> str:
         """Wait for the end and check the exit code; returns the whole output."""
         try:
             wait_for(lambda: self.popen.poll() is not None, f"end of {self.name}", seconds)
@@ -86,6 +86,50 @@ class Process:
         self.popen.wait()
         self._reader.join(5)
         self.popen.stdout.close()
+
+
+class Cable:
+    """A TCP line to the server that a test can cut: while cut, bytes are held back and nobody is told."""
+
+    def __init__(self, address: str):
+        host, port = address.split(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._whole = threading.Event()
+        self._whole.set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._whole.clear()
+
+    def mend(self) -> None:
+        self._whole.set()
+
+    def close(self) -> None:
+        self.mend()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+            except OSError:
+                return
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self._whole.wait()
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            source.close()
+            sink.close()
 
 
 class Federation:
@@ -112,17 +156,19 @@ class Federation:
     def server(self, *flags: object, **options: object) -> Process:
         """python server.py; the run goes into self.run_dir unless flags hold --resume."""
         where = () if "--resume" in flags else ("--run-dir", self.run_dir)
-        return self.start("server", "server.py", "--address", self.address, *where, *flags, **options)
+        return self.start("server", ROOT / "server.py", "--address", self.address, *where, *flags, **options)
 
     def client(self, *flags: object, **options: object) -> Process:
         """python client.py on generated images."""
         name = f"client process {len(self.processes)}"
-        return self.start(name, "client.py", "--server", self.address, "--dataset", "synthetic", *flags, **options)
+        return self.start(
+            name, ROOT / "client.py", "--server", self.address, "--dataset", "synthetic", *flags, **options
+        )
 
     def tiny(self, *flags: object, **options: object) -> Process:
         """tests/tiny_client.py: the project's membership and connection around a network of six numbers."""
         name = f"tiny client process {len(self.processes)}"
-        return self.start(name, "tests/tiny_client.py", "--server", self.address, *flags, **options)
+        return self.start(name, ROOT / "tests/tiny_client.py", "--server", self.address, *flags, **options)
 
     def history(self) -> dict:
         return json.loads((self.run_dir / "history.json").read_text())

@@ -1,8 +1,11 @@
 """Clients that fail: the run goes on with the others, or ends in words, and never hangs."""
 
+import inspect
 import signal
 
 import pytest
+from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
+from processes import Cable
 
 
 def clients_by_round(federation) -> list[int]:
@@ -123,6 +126,21 @@ def test_a_stopped_client_costs_its_round_only_until_round_timeout(federation):
     assert clients_by_round(federation) == [3, 3, 2, 3]
 
 
+def test_a_client_that_is_cut_off_costs_its_round_and_rejoins_once_the_line_is_mended(federation):
+    server = federation.server("--rounds", 4, "--round-timeout", 3, "--rejoin-wait", 30)
+    clients = [federation.tiny("--partition-id", i, "--seconds", 0.3) for i in range(2)]
+    cable = Cable(federation.address)
+    far = federation.tiny("--partition-id", 2, "--seconds", 0.3, "--server", cable.address)
+    far.says("fit 2")
+    cable.cut()
+    server.says("client 2 did not answer within 3 s")
+    cable.mend()
+    for process in [server, *clients, far]:
+        process.ends(0)
+    cable.close()
+    assert clients_by_round(federation) == [3, 3, 2, 3, 3]
+
+
 def test_a_client_stopped_for_good_does_not_keep_the_server_at_exit(federation):
     server = federation.server("--rounds", 1, "--round-timeout", 2)
     clients = [federation.tiny("--partition-id", i, "--seconds", 0.3) for i in range(3)]
@@ -149,7 +167,7 @@ def test_nobody_comes_and_the_server_does_not_wait_for_ever(federation):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_client_that_is_interrupted_leaves_and_the_run_goes_on(federation, number, code):
-    server = federation.server("--rounds", 2, "--rejoin-wait", 0)
+    server = federation.server("--rounds", 2, "--model", "lenet", "--rejoin-wait", 0)
     clients = [federation.client("--partition-id", i, "--threads", 1) for i in range(3)]
     clients[2].says("round 1: trained")
     clients[2].send(number)
@@ -165,3 +183,9 @@ def test_the_run_ends_early_when_the_target_accuracy_is_reached(federation):
     for client in clients:
         client.ends(0)
     assert clients_by_round(federation) == [3, 3]
+
+
+def test_flower_pings_a_quiet_line_before_a_cloud_cuts_it():
+    """Local training may take longer than the four minutes after which some clouds cut an idle connection."""
+    keepalive = inspect.signature(start_grpc_server).parameters["keepalive_time_ms"].default
+    assert keepalive < 240_000

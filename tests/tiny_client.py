@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from federation.connection import stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
+from federation.tls import read_authority
 from federation.words import say
 
 import numpy as np
@@ -97,7 +98,7 @@ def main() -> None:
         secret=load_secret(args.secret_file),
         wanted_partition=args.partition_id,
     )
-    certificates = Path(args.ca_certificate).read_bytes() if args.ca_certificate else None
+    certificates = read_authority(args.ca_certificate) if args.ca_certificate else None
     stay_connected(member, args.server, wait=args.wait, root_certificates=certificates)
     leave(member)
     say("finished")

@@ -1,0 +1,109 @@
+"""The final model of a run on the whole test set: accuracy by class, and the pictures of its predictions."""
+
+import argparse
+import sys
+
+from federation import report
+from federation.recipe import RECIPE_FIELDS, Recipe
+from federation.run_folder import RunFolder, write_whole
+from federation.tables import in_columns
+from federation.words import fail, say
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import model
+import model_file
+from client import load, num_cores
+from data import DataError, open_dataset
+
+EXAMPLES = 25
+CHUNK = 500  # images at a time
+
+
+def predict_all(network: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
+    """Probabilities (n, classes) for images (n, 3, 32, 32) uint8."""
+    chunks = tqdm(images.split(CHUNK), "predicting", unit=f" × {CHUNK}", delay=2, leave=False, disable=None)
+    return np.concatenate([model.predict(network, chunk).numpy() for chunk in chunks])
+
+
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """(num_classes, num_classes) int64: row, what it is; column, what it is taken for."""
+    cells = np.bincount(truth * num_classes + prediction, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def by_class(confusion: np.ndarray, classes: list[str]) -> list[list[str]]:
+    """Accuracy of each class and its commonest mistake, as cells; the first row is the head."""
+    cells = [["class", "images", "right", "mostly mistaken for"]]
+    for i, name in enumerate(classes):
+        total, wrong = confusion[i].sum(), confusion[i].copy()
+        wrong[i] = 0
+        mistake = f"{classes[wrong.argmax()]} ({wrong.max() / total:.2f})" if wrong.any() else "–"
+        cells.append([name, f"{total:,}", f"{confusion[i, i] / total:.4f}" if total else "–", mistake])
+    return cells
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="the folder of a finished run")
+    parser.add_argument("--dataset", default="cifar10", help="as for client.py: cifar10, synthetic, or a FOLDER")
+    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
+
+
+def open_run(args: argparse.Namespace):  # -> tuple[RunFolder, History, Recipe, the data set]
+    """The run and the data set it was about. Exits with one line where they can't be had, or don't fit."""
+    folder, history = report.open_run(args.run)
+    try:
+        recipe = Recipe(**{name: history.config[name] for name in RECIPE_FIELDS})
+        dataset = open_dataset(args.dataset, args.data_dir)
+    except KeyError as error:
+        fail(f"--run {args.run} is of another version: its history.json has no {error}")
+    except (DataError, ValueError) as error:
+        fail(str(error))
+    if list(dataset.classes) != history.config.get("classes"):
+        theirs = ", ".join(history.config.get("classes", []))
+        fail(f"--dataset {args.dataset} has other classes than the run [{theirs}]; give the data set of its clients", 2)
+    return folder, history, recipe, dataset
+
+
+def draw(folder: RunFolder) -> None:
+    for path in report.write(folder):
+        say(f"drew {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_run_flags(parser)
+    args = parser.parse_args()
+    folder, _, recipe, dataset = open_run(args)
+    torch.set_num_threads(num_cores())
+    try:
+        network, classes = model_file.load(str(folder.path / "model.npz"))
+        truth = dataset.labels("test", recipe.seed)
+        images, _ = load(dataset, "test", np.arange(len(truth)), recipe.seed)
+    except (model_file.ModelFileError, DataError) as error:
+        fail(str(error))
+    probabilities = predict_all(network, images)
+    prediction = probabilities.argmax(1)
+    confusion = confusion_matrix(truth, prediction, len(classes))
+    say(f"{folder.path / 'model.npz'}: {confusion.trace():,} of {len(truth):,} test images right")
+    say(f"accuracy {confusion.trace() / len(truth):.4f}\n\n{in_columns(by_class(confusion, classes))}\n")
+    chosen = np.sort(np.random.default_rng(recipe.seed).permutation(len(truth))[:EXAMPLES])
+    some = {
+        "images": images[torch.from_numpy(chosen)].numpy(),
+        "truth": truth[chosen],
+        "prediction": prediction[chosen],
+    }
+    try:
+        write_whole(folder.path / "predictions.npz", lambda file: np.savez(file, confusion=confusion, **some))
+        draw(folder)
+    except OSError as error:
+        fail(f"{folder.path} can't be written ({error.strerror})")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

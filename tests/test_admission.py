@@ -1,0 +1,408 @@
+"""Who may join: first come, first served, after proof of the secret; strangers cost the run nothing."""
+
+import json
+import re
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from types import SimpleNamespace
+
+from federation import admission
+from federation.admission import STRANGERS, Admission
+from federation.options import parse_args
+from federation.recipe import Recipe
+
+import grpc
+import pytest
+from flwr.proto.transport_pb2 import ServerMessage
+from flwr.proto.transport_pb2_grpc import FlowerServiceServicer, add_FlowerServiceServicer_to_server
+from processes import CLEAN, wait_for
+from strangers import Http2, Stranger, hello, open_channel, properties
+
+SECRET = "correct-horse-battery-staple"
+
+
+def finish(*processes) -> None:
+    for process in processes:
+        process.ends(0)
+
+
+def clients_by_round(federation) -> list[int]:
+    return [row["clients"] for row in federation.history()["rounds"]]
+
+
+def words_of(question: ServerMessage) -> dict[str, object]:
+    """The configuration that came with a get_properties question."""
+    config = question.get_properties_ins.config
+    return {key: getattr(config[key], config[key].WhichOneof("scalar")) for key in config}
+
+
+# With real processes
+
+
+def test_a_fourth_client_is_told_to_wait_and_takes_the_place_of_one_that_is_killed(federation):
+    server = federation.server("--rounds", 3)
+    clients = [federation.tiny("--partition-id", i, "--seconds", 300 if i == 1 else 0) for i in range(3)]
+    clients[1].says("fit 1")
+    fourth = federation.tiny()
+    fourth.says("all 3 places are taken; you are number 1 on the waiting list; asking again every 3 s")
+    clients[1].send(signal.SIGKILL)
+    server.says("client 1 left; its place is free")
+    finish(server, fourth, clients[0], clients[2])
+    assert server.output.count("client 1 joined") == 2
+    assert clients_by_round(federation) == [3, 2, 3, 3]
+    assert re.findall("fit .", fourth.output) == ["fit 2", "fit 3"]
+
+
+def test_without_a_waiting_list_a_fourth_client_is_refused(federation):
+    server = federation.server("--no-waiting-list", "--rounds", 1)
+    clients = [federation.tiny("--partition-id", i, "--seconds", 300 if i == 1 else 0) for i in range(3)]
+    clients[1].says("fit 1")
+    fourth = federation.tiny()
+    assert "refused: all 3 places are taken, and this server keeps no waiting list" in fourth.ends(1)
+    assert len(fourth.output.splitlines()) == 1
+    clients[1].send(signal.SIGKILL)
+    finish(server, clients[0], clients[2])
+    assert "turned away: all 3 places are taken" in server.output
+
+
+def test_only_who_proves_the_secret_joins_and_it_shows_nowhere(federation):
+    (federation.folder / "secret").write_text(SECRET + "\n")
+    (federation.folder / "other").write_text("a guess\n")
+    right = ["--secret-file", federation.folder / "secret"]
+    server = federation.server("--rounds", 1, *right)
+    server.says("waiting for 3 clients")
+    missing, wrong = federation.tiny(), federation.tiny("--secret-file", federation.folder / "other")
+    assert "refused: missing shared secret; start the client with the --secret-file" in missing.ends(1)
+    assert "refused: wrong shared secret; start the client with the --secret-file" in wrong.ends(1)
+    clients = [federation.tiny(*right), federation.tiny(*right)]
+    clients.append(federation.tiny(env={**CLEAN, "FEDERATION_SECRET": SECRET}))
+    finish(server, *clients)
+    said = "".join(process.output for process in federation.processes)
+    written = b"".join(path.read_bytes() for path in federation.run_dir.iterdir())
+    assert SECRET not in said
+    assert SECRET.encode() not in written
+
+
+def test_who_does_not_prove_the_secret_hears_nothing_of_the_run(federation):
+    server = federation.server(env={**CLEAN, "FEDERATION_SECRET": SECRET})
+    server.says("waiting for 3 clients")
+    nonces = []
+    with closing(open_channel(federation.address)) as channel:
+        for claim in ("", "0" * 64):
+            stranger = Stranger(channel)
+            challenge = words_of(stranger.hear())
+            assert set(challenge) == {"ask", "nonce", "protocol"}
+            nonces.append(challenge["nonce"])
+            stranger.say(hello(proof=claim))
+            farewell = words_of(stranger.hear())
+            assert set(farewell) == {"ask", "kind", "words", "code"}
+            assert (farewell["ask"], farewell["kind"]) == ("told", "refused")
+            stranger.say(properties())
+            assert stranger.hear().WhichOneof("msg") == "reconnect_ins"
+            stranger.hear_the_end()
+            assert len(stranger.heard) == 3
+    assert nonces[0] != nonces[1], "a challenge came twice: an old proof would do"
+
+
+def test_other_class_names_are_refused_with_both_lists(federation):
+    server = federation.server("--rounds", 1)
+    clients = [federation.tiny() for _ in range(2)]
+    server.says("2 of 3 there")
+    farmer = federation.tiny("--classes", "cow,dog,\x1b[2Jpig")
+    line = "its classes [cow, dog, [2Jpig] are not the federation's [cat, dog]"
+    assert f"refused: {line}" in farmer.ends(1)
+    finish(server, *clients, federation.tiny())
+    assert f"turned away: {line}" in server.output
+
+
+def test_a_silent_connection_is_dropped_after_ten_seconds_even_if_it_does_not_listen(federation):
+    server = federation.server()
+    server.says("waiting for 3 clients")
+    with closing(open_channel(federation.address)) as channel, closing(Http2(federation.address)) as deaf:
+        began = time.monotonic()
+        deaf.open_streams(1)
+        Stranger(channel).hear_the_end()
+        assert 9 < time.monotonic() - began < 20
+        wait_for(
+            lambda: server.output.count("turned away: a connection that said nothing for 10 s") == 2, "both turned away"
+        )
+
+
+def test_a_thousand_silent_connections_do_not_keep_clients_out(federation):
+    server = federation.server("--rounds", 2)
+    server.says("waiting for 3 clients")
+    host, port = federation.address.split(":")
+    with ExitStack() as open_ones:
+        for _ in range(1000):
+            open_ones.enter_context(closing(socket.create_connection((host, int(port)))))
+        for _ in range(10):
+            deaf = open_ones.enter_context(closing(Http2(federation.address)))
+            deaf.open_streams(100)
+        clients = [federation.tiny() for _ in range(3)]
+        finish(server, *clients)
+    assert clients_by_round(federation) == [3, 3, 3]
+    assert len(server.output.splitlines()) < 30, "strangers fill the operator's terminal"
+
+
+def test_a_client_that_finds_too_many_connections_keeps_asking(federation):
+    full = grpc.server(ThreadPoolExecutor(1), maximum_concurrent_rpcs=0)  # as Flower's server beyond 1,000
+    add_FlowerServiceServicer_to_server(FlowerServiceServicer(), full)
+    full.add_insecure_port(federation.address)
+    full.start()
+    client = federation.tiny("--wait", 60)
+    client.says(f"the server at {federation.address} has too many connections; asking again for 60 s")
+    full.stop(None).wait()
+    finish(federation.server("--rounds", 1, "--clients", 1), client)
+
+
+def test_an_oversized_message_costs_the_sender_its_place_and_nobody_else_anything(federation):
+    server = federation.server("--rounds", 3, "--max-message-mb", 1, "--rejoin-wait", 0)
+    clients = [federation.tiny("--partition-id", i) for i in (0, 2)]
+    huge = federation.tiny("--partition-id", 1, "--behave", "huge", "--in-round", 2)
+    said = huge.ends(1).splitlines()
+    assert said[:2] == ["fit 1", "fit 2"]
+    assert "a message is larger than the server takes" in said[2]
+    assert said[2].endswith("raise the server's --max-message-mb")
+    finish(server, *clients)
+    assert clients_by_round(federation) == [3, 3, 2, 2]
+    assert "client 1 left; its place is free" in server.output
+
+
+@pytest.mark.parametrize("guards", [[], ["secret"], ["tls"]])
+def test_beyond_loopback_the_server_wants_tls_and_secret_or_insecure(monkeypatch, capsys, guards):
+    monkeypatch.delenv("FEDERATION_SECRET", raising=False)
+    flags = {
+        "secret": ["--secret-file", "s"],
+        "tls": ["--certificate", "c", "--private-key", "k", "--ca-certificate", "a"],
+    }
+    given = ["--address", "0.0.0.0:8080", *(flag for guard in guards for flag in flags[guard])]
+    with pytest.raises(SystemExit) as end:
+        parse_args("", given)
+    assert end.value.code == 2
+    assert "is open to other machines; give --secret-file and TLS" in capsys.readouterr().err
+    assert parse_args("", [*given, "--insecure"]).insecure
+    assert parse_args("", ["--address", "0.0.0.0:8080", *flags["secret"], *flags["tls"]])
+    assert parse_args("", ["--address", "[::1]:8080"])
+
+
+# With made-up clients
+
+
+class MadeUp:
+    """Flower's proxy of a client, without a client; answers as told, and keeps what it is told."""
+
+    def __init__(self, *, place: dict | None = None, **hello: object):
+        usual = {
+            "protocol": 1,
+            "proof": "",
+            "classes": '["cat", "dog"]',
+            "instance": f"{id(self):032d}",
+            "host": "here",
+        }
+        self.hello = {**usual, "wanted": -1, "held": -1, **hello}
+        self.place = {"train_examples": 100, "test_examples": 10, "statistics": "[2]", **(place or {})}
+        self.partition: int | None = None
+        self.told: dict = {}
+        self.reconnect_in: int | None = None
+        self.cid = self.hello["instance"]
+        self.bridge = self  # it has one method that we use: close
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def get_properties(self, ins, timeout, group_id):
+        match ins.config["ask"]:
+            case "hello":
+                answer = self.hello
+            case "place":
+                self.partition, answer = ins.config["partition"], self.place
+            case "told":
+                self.told, answer = ins.config, {}
+        return SimpleNamespace(properties=answer)
+
+    def reconnect(self, ins, timeout, group_id):
+        self.reconnect_in = ins.seconds
+
+
+class Door:
+    """An Admission whose vetting is waited for."""
+
+    def __init__(self, num_places: int = 3, **options: object):
+        self.said: list[str] = []
+        self.admission = Admission(num_places, Recipe(), lambda *event: self.said.append(event[2]), **options)
+
+    def joins(self, **client: object) -> MadeUp:
+        """A client that comes, once it is seated or turned away."""
+        client = MadeUp(**client)
+        assert self.admission.register(client)
+        while not (client.closed.wait(0.002) or self.seated(client)):
+            pass
+        return client
+
+    def seated(self, client: MadeUp) -> bool:
+        return any(place.client is client for place in self.admission.ready())
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+def test_places_go_by_lowest_number_unless_one_is_wanted_or_was_held(door):
+    assert [door.joins().partition for _ in range(2)] == [0, 1]
+    assert door.joins(wanted=2).partition == 2
+    other = Door(5)
+    assert [other.joins(held=held).partition for held in (3, 3, 99, -7)] == [3, 0, 1, 2]
+
+
+def test_a_wanted_place_that_is_taken_or_not_there_is_refused_with_exit_code_2(door):
+    door.joins(wanted=1)
+    for wanted, words in ((1, "is taken"), (3, "is not there: this run has partitions 0 to 2")):
+        client = door.joins(wanted=wanted)
+        assert client.told["code"] == 2
+        assert words in client.told["words"]
+
+
+def test_a_client_takes_over_its_own_broken_connection(door):
+    first = door.joins(instance="a" * 32)
+    again = door.joins(instance="a" * 32)
+    assert first.closed.is_set()
+    assert again.partition == first.partition == 0
+    assert door.admission.num_available() == 1
+    door.admission.unregister(first)  # Flower notices late that the old stream has ended
+    assert door.seated(again)
+
+
+def test_the_waiting_list_keeps_its_order(door):
+    seated = [door.joins() for _ in range(3)]
+    for number in (1, 2):
+        client = door.joins(instance=f"{number}" * 32)
+        assert client.told["words"].endswith(f"you are number {number} on the waiting list")
+        assert client.told["kind"] == "wait"
+        assert client.reconnect_in == 3
+    door.admission.unregister(seated[1])
+    assert door.joins(instance="2" * 32).told["kind"] == "wait", "it jumped the queue"
+    assert door.joins(instance="1" * 32).partition == 1
+
+
+def test_who_stops_asking_loses_its_turn(door, monkeypatch):
+    monkeypatch.setattr(admission, "RETRY_SECONDS", 0.1)
+    seated = [door.joins() for _ in range(3)]
+    assert door.joins().told["kind"] == "wait"
+    door.admission.unregister(seated[0])
+    patient = "b" * 32
+    wait_for(lambda: door.seated(door.joins(instance=patient)), "a turn for who goes on asking", 10)
+
+
+def test_classes_are_fixed_by_the_first_client_and_free_again_when_all_have_left(door):
+    first = door.joins(classes='["cow"]')
+    assert door.joins().told["words"] == "its classes [cat, dog] are not the federation's [cow]"
+    door.admission.unregister(first)
+    assert door.seated(door.joins())
+    assert door.admission.classes == ["cat", "dog"]
+
+
+def test_from_the_first_round_on_classes_and_statistics_stand_fast(door):
+    door.admission.begin(["cat", "dog"], [2])
+    assert door.joins(classes='["cow"]').told["kind"] == "refused"
+    assert "measures other arrays" in door.joins(place={"statistics": "[0, 1, 2]"}).told["words"]
+    assert door.admission.statistics == [2]
+    assert door.seated(door.joins())
+
+
+def test_long_lists_of_classes_are_cut_but_the_odd_one_is_named(door):
+    names = [f"a species of beetle, the {i}th" for i in range(200)]
+    door.joins(classes=json.dumps(names))
+    words = door.joins(classes=json.dumps([*names[:150], "a moth"])).told["words"]
+    assert len(words) <= 300
+    assert "in one only: a moth, a species of beetle, the 150th" in words
+
+
+SENSELESS_HELLOS = [
+    {"classes": "not json"},
+    {"classes": "[" * 100_000},
+    {"classes": '["cat", 7]'},
+    {"classes": '{"cat": 1}'},
+    {"classes": json.dumps(["x" * 2000])},
+    {"classes": json.dumps(["x"] * 10_001)},
+    {"classes": json.dumps(["x" * 900] * 5000)},
+    {"classes": "[]"},
+    {"classes": b"[]"},
+    {"instance": ""},
+    {"instance": "x" * 65},
+    {"instance": 7},
+    {"wanted": "0"},
+    {"wanted": 1.5},
+    {"held": True},
+    {"host": "x" * 65},
+    {"protocol": "\x1b[2J"},
+    {"protocol": 2**62},
+]
+
+
+@pytest.mark.parametrize("change", SENSELESS_HELLOS, ids=lambda change: f"{str(change)[:30]}")
+def test_a_senseless_hello_gets_no_place(door, change):
+    assert not door.seated(door.joins(**change))
+    assert not door.admission.places
+    assert len(door.said) == 1
+    assert door.said[0].startswith("turned away: ")
+    assert door.said[0].isprintable()
+    assert len(door.said[0]) < 200
+    assert door.seated(door.joins())
+
+
+SENSELESS_ANSWERS = [
+    {"train_examples": 0},
+    {"test_examples": -1},
+    {"train_examples": "100"},
+    {"train_examples": float("nan")},
+    {"statistics": "[0.5]"},
+    {"statistics": "null"},
+    {"statistics": 2},
+    {"error": "no disk \x1b[31m\n\n" + 10_000 * "!"},
+]
+
+
+@pytest.mark.parametrize("change", SENSELESS_ANSWERS, ids=lambda change: f"{str(change)[:30]}")
+def test_a_senseless_answer_to_the_place_frees_it_again(door, change):
+    assert not door.seated(door.joins(place=change))
+    assert not door.admission.places
+    assert door.said[0].startswith("turned away: ")
+    assert door.said[0].isprintable()
+    assert len(door.said[0]) < 400
+
+
+def test_a_flood_of_refusals_does_not_fill_the_terminal_whatever_its_words(door):
+    door.joins()
+    for i in range(110):
+        door.joins(classes=f'["{i}"]')
+    assert len(door.said) == 1 + 5
+    assert door.said[-1] == "turned away: its classes [99] are not the federation's [cat, dog] (100 times)"
+
+
+def test_of_the_connections_being_vetted_only_some_stay(door):
+    class Silent(MadeUp):
+        def get_properties(self, ins, timeout, group_id):
+            self.closed.wait()
+            raise admission.GrpcBridgeClosed
+
+    silent = [Silent() for _ in range(STRANGERS + 40)]
+    for client in silent:
+        door.admission.register(client)
+    assert sum(client.closed.is_set() for client in silent) == 40
+    assert [door.joins().partition for _ in range(3)] == [0, 1, 2]
+    for client in silent:
+        client.close()
+
+
+def test_after_the_end_the_door_is_shut(door):
+    client = door.joins()
+    door.admission.close("finished", "the run is done after 3 rounds")
+    assert client.told["kind"] == "finished"
+    assert client.closed.is_set()
+    assert not door.admission.register(MadeUp())

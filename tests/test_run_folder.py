@@ -1,0 +1,185 @@
+"""A run's folder after a crash, a full disk, a damaged file: there is always something whole to go on with."""
+
+import json
+from pathlib import Path
+
+from federation.run_folder import Checkpoint, History, RunFolder, write_whole
+
+import numpy as np
+import pytest
+
+WEIGHTS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3)]
+STATE = [np.array(2), np.ones(3, np.float64)]
+
+
+def checkpoint(server_round: int) -> Checkpoint:
+    history = History({"seed": 0}, rounds=[{"round": number} for number in range(server_round + 1)])
+    return Checkpoint(server_round, [WEIGHTS[0] + server_round, WEIGHTS[1] + server_round], STATE, history)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """With checkpoints of rounds 1 and 2."""
+    folder = RunFolder(tmp_path)
+    for server_round in (1, 2):
+        folder.save_checkpoint(checkpoint(server_round))
+    return folder
+
+
+def assert_same(one: Checkpoint, two: Checkpoint) -> None:
+    assert (one.server_round, one.history) == (two.server_round, two.history)
+    for a, b in zip(one.weights + one.strategy_state, two.weights + two.strategy_state, strict=True):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def names(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir())
+
+
+# Files
+
+
+def test_a_file_is_written_whole_and_leaves_no_part_behind(tmp_path):
+    write_whole(tmp_path / "a", lambda file: file.write(b"new"))
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_when_writing_fails_the_old_file_stays(tmp_path):
+    def fill_the_disk(file) -> None:
+        file.write(b"ne")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "a", fill_the_disk)
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_there_are(folder, monkeypatch):
+    def fill_the_disk(file, **arrays) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        folder.save_checkpoint(checkpoint(3))
+    assert names(folder.path) == ["checkpoint-000001.npz", "checkpoint-000002.npz", "history.json"]
+    assert_same(folder.load_checkpoint(), checkpoint(2))
+
+
+# The run
+
+
+def test_a_folder_that_holds_a_run_is_not_made_again(tmp_path):
+    folder = RunFolder(tmp_path / "deep" / "run")
+    folder.create()
+    folder.create()  # nothing in it yet
+    folder.save_history(History({}))
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        folder.create()
+
+
+def test_a_folder_that_holds_only_a_checkpoint_holds_a_run(folder):
+    (folder.path / "history.json").unlink()
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        folder.create()
+
+
+def test_the_configuration_that_a_run_began_with_is_read_again(folder):
+    assert folder.load_config() == {"seed": 0}
+
+
+def test_history_is_plain_json(folder):
+    history = json.loads((folder.path / "history.json").read_text())
+    assert list(history) == ["config", "rounds", "rejected", "events"]
+    assert history["rounds"] == [{"round": 0}, {"round": 1}, {"round": 2}]
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(folder):
+    assert_same(folder.load_checkpoint(), checkpoint(2))
+
+
+def test_the_last_two_checkpoints_are_kept_across_the_ten_and_the_thousand(tmp_path):
+    folder = RunFolder(tmp_path)
+    for server_round in (8, 9, 10, 999, 1000):
+        folder.save_checkpoint(checkpoint(server_round))
+    assert names(tmp_path) == ["checkpoint-000999.npz", "checkpoint-001000.npz", "history.json"]
+    assert_same(folder.load_checkpoint(), checkpoint(1000))
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert RunFolder(tmp_path).load_checkpoint() is None
+
+
+def flip(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "one byte": lambda data: data[:1],
+    "half": lambda data: data[: len(data) // 2],
+    "last byte missing": lambda data: data[:-1],
+    "garbage": lambda data: b"garbage" * 500,
+    "zeros": lambda data: bytes(len(data)),
+    "pickle": lambda data: b"\x80\x04]\x94.",
+    "a byte of an array": lambda data: flip(data, data.index((WEIGHTS[0] + 2).tobytes()) + 5),
+    "a byte of an array's shape": lambda data: data.replace(b"'shape': (2, 3)", b"'shape': (9, 3)"),
+    "an array lost from the zip's directory": lambda data: flip(data, data.rindex(b"a00002.npy")),
+    "a zip that claims to be encrypted": lambda data: flip(data, data.rindex(b"PK\x01\x02") + 8),
+    "a byte of the history": lambda data: flip(data, data.index(b'"rounds"') + 3),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(folder, damage, capsys):
+    newest = folder.path / "checkpoint-000002.npz"
+    whole = newest.read_bytes()
+    newest.write_bytes(damage(whole))
+    assert newest.read_bytes() != whole
+    assert_same(folder.load_checkpoint(), checkpoint(1))
+    said = capsys.readouterr().out
+    assert said.startswith(f"{newest} is damaged (")
+    assert said.count("\n") == 1
+
+
+def test_a_flipped_byte_anywhere_is_found_or_does_no_harm(folder, capsys):
+    newest = folder.path / "checkpoint-000002.npz"
+    whole = newest.read_bytes()
+    for position in range(0, len(whole), 37):  # a prime: every field of a zip gets its turn
+        newest.write_bytes(flip(whole, position))
+        found = folder.load_checkpoint()
+        assert_same(found, checkpoint(2 if capsys.readouterr().out == "" else 1))
+
+
+def test_when_all_checkpoints_are_damaged_there_is_none(folder, capsys):
+    for path in folder.checkpoints():
+        path.write_bytes(b"")
+    assert folder.load_checkpoint() is None
+    assert capsys.readouterr().out.count("is damaged") == 2
+
+
+# The final model
+
+
+def test_the_same_weights_give_the_same_bytes_at_any_time(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.save_model(WEIGHTS, "cnn", ["cat", "dog"])
+    before = (tmp_path / "model.npz").read_bytes()
+    monkeypatch.setattr("time.time", lambda: 2_000_000_000.0)
+    folder.save_model([array.copy() for array in WEIGHTS], "cnn", ["cat", "dog"])
+    assert (tmp_path / "model.npz").read_bytes() == before
+
+
+def test_the_model_holds_weights_by_position_the_network_and_the_class_names(tmp_path):
+    RunFolder(tmp_path).save_model(WEIGHTS, "cnn", ["cat", "dog"])
+    with np.load(tmp_path / "model.npz", allow_pickle=False) as file:
+        assert sorted(file.files) == ["classes", "model", "w00000", "w00001"]
+        assert (str(file["model"]), file["classes"].tolist()) == ("cnn", ["cat", "dog"])
+        assert np.array_equal(file["w00000"], WEIGHTS[0])
+        assert (file["w00001"].dtype, int(file["w00001"])) == (np.int64, 3)
