@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass
 
 from federation.admission import Place
-from federation.cohort import Asked
-from federation.fedbuff import FedBuff, Training, arrivals_within
+from federation.cohort import SLICE, Asked
+from federation.fedbuff import FedBuff, Training
+from federation.pace import Pace
 from federation.rounds import FederatedServer, RunFailed
 from federation.run_folder import Checkpoint
 from federation.strategy import weighted_mean
@@ -52,6 +53,7 @@ class BufferedServer(FederatedServer):
         say(table(rows[:-1]) if rows[:-1] else VERSION_HEAD)
 
     def _adopt(self, weights: list[np.ndarray]) -> None:
+        self.weights = weights
         self.run = FedBuff(weights, self.admission.statistics, self.terms, self.recipe.rounds)
         self.began = time.monotonic()
         self.said = 0  # versions whose row is on the screen
@@ -59,20 +61,21 @@ class BufferedServer(FederatedServer):
         self.busy: dict[Asked, Job] = {}
         self.evaluated: dict[str, int] = {}  # the newest version that each client was asked to evaluate
         self.scores: dict[int, dict[int, tuple[float, float, int]]] = {}  # by version and partition
-        self.durations: dict[int, float] = {}  # seconds of each partition's last training
+        self.pace = Pace(self.terms.patience)
         self.sent: tuple[int, Parameters | None] = (-1, None)
+        self.held_until: float | None = None  # an update came in, and more are expected in the same moment
         self.alone_since: float | None = None  # when too few clients were left
 
     def _work(self) -> None:
         while self.run.updates < self.run.total and not self.reached:
-            self._hand_out(training=self._enough_clients())
+            if not self._more_is_coming():
+                self._make_version_if_due()
+                self._hand_out(training=self._enough_clients())
             self._collect()
-        self.weights = self.run.weights
+        self._make_version_if_due()
         late = sorted(asked.place.partition for asked, job in self.busy.items() if job.training)
         if late:
-            say(
-                f"the last update is in; still training, and to evaluate the final model then: {', '.join(map(str, late))}"
-            )
+            say(f"the last update is in; still training, then to evaluate the model: {', '.join(map(str, late))}")
         while self._hand_out(training=False) or self.busy:
             self._collect()
         if self.history.rounds[-1]["accuracy"] is None:
@@ -86,7 +89,7 @@ class BufferedServer(FederatedServer):
         """Give those who are free the newest version: to evaluate first, then to train. Whether any work was given."""
         at_work, before = {asked.place.instance for asked in self.busy}, len(self.busy)
         free = [place for place in self.admission.ready() if place.instance not in at_work]
-        for place in sorted(free, key=self._usual_seconds):
+        for place in sorted(free, key=lambda place: self.pace.usual(place.partition)):
             if self.evaluated.get(place.instance) != self.run.version:
                 self.evaluated[place.instance] = self.run.version
                 asked = self.cohort.start_evaluate(place, self._parameters(), self.run.version)
@@ -112,14 +115,15 @@ class BufferedServer(FederatedServer):
         if not self.busy:
             self.cohort.stop.wait(0.1)
             self.cohort.raise_if_stopped()
-        for asked in self.cohort.wait(list(self.busy)):
+        held = max(0.0, self.held_until - time.monotonic()) if self.held_until else SLICE
+        for asked in self.cohort.wait(list(self.busy), min(SLICE, held)):
             job, place = self.busy.pop(asked), asked.place
             answer = self.cohort.answer(asked)
             if answer is None or self.admission.place_of(place.client) is not place:
                 # It left, or lost its stream and is back already: what it was to do is done again.
                 self.evaluated.pop(place.instance, None)
             elif job.training:
-                self.durations[place.partition] = time.monotonic() - asked.since
+                self.pace.took(place.partition, time.monotonic() - asked.since)
                 self._take_update(place, job, answer)
             else:
                 self._take_score(place, job.version, answer)
@@ -136,9 +140,8 @@ class BufferedServer(FederatedServer):
             staleness = self.run.version - job.version
             words = f"its staleness {staleness} is above --max-staleness {self.terms.max_staleness}"
             self.cohort.leave_out(self.run.version, place, words)
-        if self.run.is_due():
-            changes = self.run.apply()
-            self._write_version(changes, seconds=self._seconds() - self.history.rounds[-1]["time"])
+        if self.held_until is None:
+            self.held_until = time.monotonic() + self.pace.moment()
 
     def _take_score(self, place: Place, version: int, answer: EvaluateRes) -> None:
         score = self.cohort.checked_evaluate(version, place, answer)
@@ -153,23 +156,37 @@ class BufferedServer(FederatedServer):
             evaluated=round(self._seconds(), 3),
         )
 
-    def _usual_seconds(self, place: Place) -> float:
-        """How long its training may take: as its last one, or for a new client as the others' on average."""
-        known = self.durations.values()
-        return self.durations.get(place.partition, sum(known) / len(known) if known else 0.0)
+    def _more_is_coming(self) -> bool:
+        """Whether an update that came in waits a moment (--patience) for others that are about to come.
+
+        Clients of equal speed then share a version and start together from it, without staleness, as in
+        rounds; otherwise each would miss what came in just after it began.
+        """
+        if self.held_until is None:
+            return False
+        if time.monotonic() < self.held_until and self.pace.is_more_coming(self._working()):
+            return True
+        self.held_until = None
+        return False
 
     def _comes_in_time(self, place: Place) -> bool:
         """Whether its update can be expected before the others have sent the last ones of the run.
 
         Otherwise a slow client would be busy with nothing when the run ends, and keep its evaluation waiting.
         """
+        others = self.pace.arrivals_within(self.pace.usual(place.partition), self._working())
+        return self.run.updates + others < self.run.total
+
+    def _working(self) -> list[tuple[int, float]]:
         now = time.monotonic()
-        others = [
-            (now - asked.since, self._usual_seconds(asked.place)) for asked, job in self.busy.items() if job.training
-        ]
-        return self.run.updates + arrivals_within(self._usual_seconds(place), others) < self.run.total
+        return [(asked.place.partition, now - asked.since) for asked, job in self.busy.items() if job.training]
 
     # Writing down
+
+    def _make_version_if_due(self) -> None:
+        if self.run.is_due():
+            changes = self.run.apply()
+            self._write_version(changes, seconds=self._seconds() - self.history.rounds[-1]["time"])
 
     def _write_version(self, changes: list, seconds: float) -> None:
         """A row for the newest version, on disk before anybody trains on it; its accuracy comes later."""

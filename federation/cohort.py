@@ -94,9 +94,9 @@ class Cohort:
         ins = EvaluateIns(parameters, self._words(number, place))
         return self._start(place, lambda client, timeout: client.evaluate(ins, timeout, number))
 
-    def wait(self, asked: list[Asked]) -> list[Asked]:
+    def wait(self, asked: list[Asked], timeout: float = SLICE) -> list[Asked]:
         """Those that are over: answered, broken off or overdue. Waits for the first, but not for long."""
-        concurrent.futures.wait([one.future for one in asked], SLICE, concurrent.futures.FIRST_COMPLETED)
+        concurrent.futures.wait([one.future for one in asked], timeout, concurrent.futures.FIRST_COMPLETED)
         self.raise_if_stopped()
         return [one for one in asked if one.future.done() or time.monotonic() > one.since + self.terms.round_timeout]
 

@@ -91,7 +91,7 @@ class FedBuff:
         return True
 
     def is_due(self) -> bool:
-        """Whether the buffer is full, or will not get any fuller."""
+        """Whether the buffer is full, or will not get any fuller. It may hold more: what came in the same moment."""
         return len(self.buffer) >= self.terms.buffer_size or (self.updates >= self.total and bool(self.buffer))
 
     def apply(self) -> list[Change]:
@@ -126,21 +126,6 @@ def mean_step(steps: list[tuple[np.ndarray, int, int]]) -> np.ndarray:
     the step itself, so that it tells even in a buffer of one.
     """
     return weighted_mean([(np.asarray(step, np.float64) / math.sqrt(1 + staleness), n) for step, n, staleness in steps])
-
-
-def arrivals_within(seconds: float, working: list[tuple[float, float]]) -> int:
-    """How many updates clients will send within so many seconds, if each takes as long as it usually does.
-
-    working: (seconds since its training began, seconds that it usually takes) of each client at work. Who
-    is at it longer than usual is given as long again.
-    """
-    count = 0
-    for since, usual in working:
-        usual = max(usual, since, 1e-6)
-        left = usual - since or since
-        if left < seconds:
-            count += 1 + int((seconds - left) / usual)
-    return count
 
 
 def replay(

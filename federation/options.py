@@ -12,7 +12,7 @@ from federation.run_folder import RunFolder
 from federation.strategy import STRATEGIES
 
 MODES = ("sync", "async")
-ASYNC_FIELDS = ("buffer_size", "server_learning_rate", "max_staleness")
+ASYNC_FIELDS = ("buffer_size", "server_learning_rate", "max_staleness", "patience")
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -68,7 +68,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     add("--max-update-norm", type=float, metavar="N", help="clip what a client changes to this L2 norm (default: off)")
 
     add = parser.add_argument_group("--mode async, where N rounds mean N x clients updates").add_argument
-    add("--buffer-size", type=int, metavar="K", help="updates that make a new version (default: 2 for 3 clients)")
+    add("--buffer-size", type=int, metavar="K", help="updates that make a version (default: 2 for 3 clients)")
     add(
         "--server-learning-rate",
         type=float,
@@ -80,6 +80,14 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help=f"drop updates of clients whose model is more versions old (default: {terms.max_staleness})",
+    )
+
+    add(
+        "--patience",
+        type=float,
+        metavar="F",
+        help="wait for updates about to come, for this part of the fastest client's training time "
+        f"(default: {terms.patience:g})",
     )
 
     add = parser.add_argument_group("when clients come late, or go; times in seconds").add_argument
@@ -223,6 +231,8 @@ def wrong_use_of_async(args: argparse.Namespace) -> Iterator[str]:
     if not 1 <= args.buffer_size <= args.rounds * args.clients:
         updates = f"the run's {args.rounds * args.clients} updates"
         yield f"--buffer-size must be between 1 and {updates} (rounds x clients), got {args.buffer_size}"
+    if not 0 <= args.patience <= 1:
+        yield f"--patience must be between 0 and 1, got {args.patience}"
     if args.max_staleness < 0:
         yield f"--max-staleness must be at least 0, got {args.max_staleness}"
 

@@ -22,6 +22,10 @@ def updates(federation) -> list[dict]:
     return [update for row in federation.history()["rounds"] for update in row["updates"]]
 
 
+def newest(federation) -> int:
+    return max((int(path.stem[-6:]) for path in federation.run_dir.glob("checkpoint-*.npz")), default=-1)
+
+
 def replayed(federation, clients: list, untrained: list, statistics: list[int]) -> list[bytes]:
     """The final weights, trained again in this process from what history.json says."""
     config, rows = federation.history()["config"], federation.history()["rounds"]
@@ -45,7 +49,7 @@ def model_bytes(federation) -> list[bytes]:
 
 
 def test_fast_clients_do_the_work_that_a_slow_one_does_not_and_a_replay_gives_the_same_bits(federation):
-    server = federation.server("--mode", "async", "--rounds", 6)
+    server = federation.server("--mode", "async", "--rounds", 6, "--patience", 0)
     clients = start_tiny(federation, 0.1, 0.12, 1.0)
     output = server.ends(0)
     for client in clients:
@@ -62,15 +66,25 @@ def test_fast_clients_do_the_work_that_a_slow_one_does_not_and_a_replay_gives_th
     assert replayed_tiny(federation) == model_bytes(federation)
 
 
+def test_clients_of_equal_speed_share_their_versions_without_staleness(federation):
+    server = federation.server("--mode", "async", "--rounds", 4, "--buffer-size", 2, "--patience", 1)
+    clients = start_tiny(federation, 0.6, 0.6, 0.6)
+    for process in [server, *clients]:
+        process.ends(0)
+    rows = federation.history()["rounds"]
+    assert [row["clients"] for row in rows] == [0, 3, 3, 3, 3]
+    assert {update["staleness"] for update in updates(federation)} == {0}
+
+
 def test_killed_and_resumed_it_ends_with_all_updates_and_a_replay_gives_the_same_bits(federation):
     server = federation.server("--mode", "async", "--rounds", 6)
     clients = start_tiny(federation, 0.2, 0.25, 0.9)
-    for version in (1, 4):
-        wait_for((federation.run_dir / f"checkpoint-{version:06d}.npz").exists, f"version {version}")
+    for version in (1, 3):
+        wait_for(lambda least=version: newest(federation) >= least, f"version {version}")
         server.send(signal.SIGKILL)
         server.ends(-9)
         server = federation.server("--resume", federation.run_dir)
-        server.says(rf"after version {version}|after version {version + 1}")
+        server.says(r"after version \d")
     for process in [server, *clients]:
         process.ends(0)
     assert len(updates(federation)) == 6 * 3
@@ -158,7 +172,7 @@ def test_three_bad_updates_in_a_row_cost_the_place(federation):
 
 
 def test_an_update_that_is_too_stale_is_dropped_and_counted(federation):
-    flags = ("--buffer-size", 1, "--max-staleness", 1)
+    flags = ("--buffer-size", 1, "--max-staleness", 1, "--patience", 0)
     server = federation.server("--mode", "async", "--rounds", 6, *flags)
     clients = start_tiny(federation, 0.1, 0.1, 0.5)
     for process in [server, *clients]:
@@ -210,6 +224,7 @@ def test_the_run_ends_early_when_a_version_reaches_the_target_accuracy(federatio
         (["--mode", "async", "--strategy", "krum"], "leave out --strategy krum"),
         (["--mode", "async", "--fraction-fit", "0.5"], "leave out --fraction-fit"),
         (["--mode", "async", "--buffer-size", "10"], "between 1 and the run's 9 updates (rounds x clients), got 10"),
+        (["--mode", "async", "--patience", "2"], "--patience must be between 0 and 1, got 2.0"),
         (["--mode", "async", "--max-staleness", "-1"], "--max-staleness must be at least 0, got -1"),
         (["--mode", "async", "--server-learning-rate", "0"], "--server-learning-rate must be above 0, got 0.0"),
     ],

@@ -3,7 +3,8 @@
 import math
 from dataclasses import replace
 
-from federation.fedbuff import FedBuff, Training, arrivals_within, mean_step, replay
+from federation.fedbuff import FedBuff, Training, mean_step, replay
+from federation.pace import Pace
 from federation.recipe import Terms
 from federation.strategy import CheckedStrategy
 
@@ -153,13 +154,36 @@ def test_a_slow_clients_schedule_spans_what_came_in_during_its_last_training():
     assert run.hand_out(2).ends == 30
 
 
+def pace(*durations: float, patience=0.25) -> Pace:
+    """Partition i took durations[i] seconds last time."""
+    made = Pace(patience)
+    for partition, seconds in enumerate(durations):
+        made.took(partition, seconds)
+    return made
+
+
 def test_updates_that_can_be_expected():
-    assert arrivals_within(10, []) == 0
-    assert arrivals_within(10, [(0, 4)]) == 2  # after 4 and 8 seconds
-    assert arrivals_within(10, [(3, 4)]) == 3  # after 1, 5 and 9
-    assert arrivals_within(3, [(0, 4), (2, 4)]) == 1  # the second after 2
-    assert arrivals_within(10, [(6, 4)]) == 1  # longer than usual already: after 6 more
-    assert arrivals_within(0, [(0, 0)]) == 0
+    assert pace(4).arrivals_within(10, []) == 0
+    assert pace(4).arrivals_within(10, [(0, 0)]) == 2  # after 4 and 8 seconds
+    assert pace(4).arrivals_within(10, [(0, 3)]) == 3  # after 1, 5 and 9
+    assert pace(4, 4).arrivals_within(3, [(0, 0), (1, 2)]) == 1  # the second after 2
+    assert pace(4).arrivals_within(10, [(0, 6)]) == 1  # longer than usual already: after 6 more
+    assert pace(3, 5).arrivals_within(5, [(2, 0)]) == 1  # a new client: 4, as the others on average
+    assert Pace(0.25).arrivals_within(0, [(0, 0)]) == 0
+
+
+def test_an_update_waits_for_those_that_usually_come_in_the_same_moment():
+    fast_and_slow = pace(4, 20)  # a moment is a quarter of 4 seconds
+    assert not fast_and_slow.is_more_coming([(0, 2.9), (1, 2.9)])
+    assert fast_and_slow.is_more_coming([(0, 3.1)])
+    assert fast_and_slow.is_more_coming([(0, 4.9)])
+    assert not fast_and_slow.is_more_coming([(0, 5.1)])
+    assert not fast_and_slow.is_more_coming([(1, 18.9)])
+    assert fast_and_slow.is_more_coming([(1, 19.1)])
+
+
+def test_without_patience_an_update_waits_for_nobody():
+    assert pace(4, 4, patience=0).moment() == 0
 
 
 def test_a_resumed_run_counts_on():
