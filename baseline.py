@@ -87,7 +87,7 @@ def clients_images(dataset, recipe: Recipe, history: History) -> list[np.ndarray
 
 def compare(args: argparse.Namespace, device: str) -> None:
     folder, history, recipe, dataset = evaluate.open_run(args)
-    rounds = history.rounds[-1]["round"]
+    rounds = history.by_round()[-1]["round"]
     if rounds < 1:
         fail(f"--run {args.run} has not finished its first round; there is nothing to compare with", 2)
     bench = Bench(recipe, rounds, len(dataset.classes), device)

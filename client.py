@@ -31,12 +31,15 @@ DEVICES = ["auto", "cpu", "cuda", "mps"]
 class CifarClient(NumPyClient):
     """The learning itself: a network, this client's images, and Flower's four methods."""
 
-    def __init__(self, dataset, seat: Seat, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, dataset, seat: Seat, *, device: str = "cpu", threads: int | None = None, slowdown: float = 1
+    ) -> None:
         self.seat = seat
         self.recipe = recipe = seat.recipe
         self.classes = dataset.classes
         self.device = torch.device(device)
         self.threads = threads
+        self.slowdown = slowdown
         train, test = share(dataset, seat)
         self.train_images, self.train_labels = load(dataset, "train", train, recipe.seed)
         self.test_images, self.test_labels = load(dataset, "test", test, recipe.seed)
@@ -54,10 +57,13 @@ class CifarClient(NumPyClient):
 
     def fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
         server_round, recipe = config["server_round"], self.recipe
+        # An asynchronous server numbers this client's trainings, and says which part of the run each one is.
+        what = f"training {server_round}, from version {config['version']}" if "version" in config else ""
+        what = what or f"round {server_round}"
         self.use_cores(config["clients_on_host"])
         self.set_parameters(parameters)
         began = time.monotonic()
-        with tqdm(desc=f"round {server_round}", unit=" batches", leave=False, disable=None) as bar:
+        with tqdm(desc=what, unit=" batches", leave=False, disable=None) as bar:
 
             def show(done: int, total: int) -> None:
                 bar.total = total
@@ -70,20 +76,27 @@ class CifarClient(NumPyClient):
                 epochs=recipe.local_epochs,
                 batch_size=recipe.batch_size,
                 learning_rate=recipe.learning_rate,
-                start=(server_round - 1) / recipe.rounds,
-                end=server_round / recipe.rounds,
+                start=config.get("start", (server_round - 1) / recipe.rounds),
+                end=config.get("end", server_round / recipe.rounds),
                 seed=round_seed(recipe.seed, self.seat.partition, server_round),
                 on_batch=show,
             )
+        self.dawdle(began)
         seconds = time.monotonic() - began
-        say(f"round {server_round}: trained on {self.num_train:,} images in {seconds:.1f} s, loss {loss:.3f}")
+        say(f"{what}: trained on {self.num_train:,} images in {seconds:.1f} s, loss {loss:.3f}")
         return self.get_parameters({}), self.num_train, {"train_loss": loss}
 
     def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
         self.use_cores(config["clients_on_host"])
+        began = time.monotonic()
         self.set_parameters(parameters)
         loss, self.accuracy = model.evaluate(self.network, self.test_images, self.test_labels)
+        self.dawdle(began)
         return loss, self.num_test, {"accuracy": self.accuracy}
+
+    def dawdle(self, began: float) -> None:
+        """Sleep so long that the work since then took --slowdown times its time."""
+        time.sleep((time.monotonic() - began) * (self.slowdown - 1))
 
     def use_cores(self, clients_on_host: int) -> None:
         """Share the machine's cores with the other clients on it instead of fighting for them."""
@@ -158,6 +171,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--threads", type=int, metavar="N", help="CPU threads (default: a share of the cores among this host's clients)"
     )
     add("--device", default="auto", choices=DEVICES, help="where to train")
+    add("--slowdown", type=float, default=1, metavar="F", help="sleep to be F times slower: for experiments")
     add("--save", metavar="FILE", help="keep the final global model as a PyTorch state_dict")
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
     add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
@@ -171,6 +185,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--partition-id must be at least 0, got {args.partition_id}")
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads must be at least 1, got {args.threads}")
+    if not 1 <= args.slowdown < float("inf"):
+        parser.error(f"--slowdown must be at least 1, got {args.slowdown:g}")
     if not args.wait >= 0:  # NaN too: it would wait for ever
         parser.error(f"--wait must be at least 0, got {args.wait:g}")
     args.device = find_device(parser, args.device)
@@ -201,7 +217,7 @@ def main() -> None:
         fail(str(error))
 
     def open_client(seat: Seat) -> CifarClient:
-        client = CifarClient(dataset, seat, device=args.device, threads=args.threads)
+        client = CifarClient(dataset, seat, device=args.device, threads=args.threads, slowdown=args.slowdown)
         introduce(client)
         return client
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from federation import report
 from federation.address import parse_server_address
 from federation.admission import Admission
+from federation.buffered import BufferedServer
 from federation.handshake import load_secret
 from federation.options import parse_args
 from federation.rounds import FederatedServer
@@ -48,10 +49,12 @@ def main() -> None:
     )
     if checkpoint:
         admission.begin(history.config["classes"], history.config["statistics"])
-    server = FederatedServer(admission, terms, folder, history, checkpoint)
+    loop, task = FederatedServer, f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
+    if terms.mode == "async":
+        loop, task = BufferedServer, f"fedbuff of {recipe.model}, {recipe.rounds * terms.clients} updates"
+    server = loop(admission, terms, folder, history, checkpoint)
     server.on_round = on_round or server.on_round
     tls = " with TLS" if certificates else ""
-    task = f"{terms.strategy} of {recipe.model}, {recipe.rounds} rounds"
     say(f"server on {args.address}{tls}: {task}; results in {folder.path}")
     guard_streams()
     start_server(
@@ -83,7 +86,8 @@ def open_run(args: argparse.Namespace) -> tuple[RunFolder, History, Checkpoint |
     if args.resume:
         folder = RunFolder(Path(args.resume))
         checkpoint = folder.load_checkpoint()
-        since = f"after round {checkpoint.server_round}" if checkpoint else "from the start: it holds no checkpoint"
+        unit = BufferedServer.unit if args.terms.mode == "async" else FederatedServer.unit
+        since = f"after {unit} {checkpoint.server_round}" if checkpoint else "from the start: it holds no checkpoint"
         say(f"resuming {folder.path} {since}")
         return folder, checkpoint.history if checkpoint else History(args.config), checkpoint
     folder = RunFolder(Path(args.run_dir or time.strftime("runs/%Y-%m-%d-%H%M%S")))

@@ -11,6 +11,9 @@ from federation.recipe import MODELS, RECIPE_FIELDS, TERMS_FIELDS, Recipe, Terms
 from federation.run_folder import RunFolder
 from federation.strategy import STRATEGIES
 
+MODES = ("sync", "async")
+ASYNC_FIELDS = ("buffer_size", "server_learning_rate", "max_staleness", "patience")
+
 
 def build_parser(description: str) -> argparse.ArgumentParser:
     recipe, terms = Recipe(), Terms()
@@ -28,6 +31,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         metavar="F",
         help=f"part of the clients that train {default}",
     )
+    add("--mode", default=terms.mode, metavar="|".join(MODES), help=f"wait for all in rounds, or for nobody {default}")
     add("--target-accuracy", type=float, metavar="A", help="end the run after the first round that reaches it")
     add("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
@@ -62,6 +66,29 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     add = parser.add_argument_group("aggregation").add_argument
     add("--strategy", default=terms.strategy, metavar="|".join(STRATEGIES), help=f"one of Flower's {default}")
     add("--max-update-norm", type=float, metavar="N", help="clip what a client changes to this L2 norm (default: off)")
+
+    add = parser.add_argument_group("--mode async, where N rounds mean N x clients updates").add_argument
+    add("--buffer-size", type=int, metavar="K", help="updates that make a version (default: 2 for 3 clients)")
+    add(
+        "--server-learning-rate",
+        type=float,
+        metavar="R",
+        help=f"share of their mean that is applied (default: {terms.server_learning_rate:g})",
+    )
+    add(
+        "--max-staleness",
+        type=int,
+        metavar="N",
+        help=f"drop updates of clients whose model is more versions old (default: {terms.max_staleness})",
+    )
+
+    add(
+        "--patience",
+        type=float,
+        metavar="F",
+        help="wait for updates about to come, for this part of the fastest client's training time "
+        f"(default: {terms.patience:g})",
+    )
 
     add = parser.add_argument_group("when clients come late, or go; times in seconds").add_argument
     add("--min-clients", type=int, metavar="N", help=f"go on with so many (default: {terms.min_clients})")
@@ -130,9 +157,19 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
             parser.error(
                 f"--resume keeps the run's own {stored['clients']} clients; leave out --clients {args.clients}"
             )
+        if args.mode != stored["mode"]:
+            parser.error(f"--resume keeps the run's own mode, {stored['mode']}; leave out --mode {args.mode}")
+    elif args.mode != "async":
+        for name in ASYNC_FIELDS:
+            if getattr(args, name) is not None:
+                parser.error(f"{flag(name)} is for --mode async; give both or none")
     batch_size, learning_rate = MODELS.get(args.model, (1, 1.0))
     args.batch_size = batch_size if args.batch_size is None else args.batch_size
     args.learning_rate = learning_rate if args.learning_rate is None else args.learning_rate
+    args.buffer_size = -(-2 * args.clients // 3) if args.buffer_size is None else args.buffer_size
+    for name in ASYNC_FIELDS[1:]:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(Terms, name))
     args.min_clients = min(Terms.min_clients, args.clients) if args.min_clients is None else args.min_clients
     try:
         args.recipe = Recipe(**{key: getattr(args, key) for key in RECIPE_FIELDS})
@@ -152,7 +189,7 @@ def wrong_use(args: argparse.Namespace) -> Iterator[str]:
         yield f"--address {error}"
     if port == 0:
         yield "--address needs a port from 1 to 65535, got 0"
-    for name, choices in (("partitioner", PARTITIONERS), ("strategy", STRATEGIES)):
+    for name, choices in (("mode", MODES), ("partitioner", PARTITIONERS), ("strategy", STRATEGIES)):
         if getattr(args, name) not in choices:
             yield f"--{name} must be one of {', '.join(choices)}, got {getattr(args, name)!r}"
     if args.clients < 1:
@@ -163,10 +200,12 @@ def wrong_use(args: argparse.Namespace) -> Iterator[str]:
         value = getattr(args, name)
         if value is not None and not 0 < value <= 1:
             yield f"{flag(name)} must be above 0 and at most 1, got {value}"
-    for name in ("join_timeout", "round_timeout", "max_update_norm", "max_message_mb"):
+    for name in ("join_timeout", "round_timeout", "max_update_norm", "max_message_mb", "server_learning_rate"):
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             yield f"{flag(name)} must be above 0, got {value}"
+    if args.mode == "async":
+        yield from wrong_use_of_async(args)
     if not 0 <= args.rejoin_wait < float("inf"):
         yield f"--rejoin-wait must be at least 0, got {args.rejoin_wait}"
     if args.max_message_mb > 2047:
@@ -183,6 +222,19 @@ def wrong_use(args: argparse.Namespace) -> Iterator[str]:
             f"--address {args.address} is open to other machines; give --secret-file and TLS "
             "(--certificate, --private-key, --ca-certificate), or say --insecure"
         )
+
+
+def wrong_use_of_async(args: argparse.Namespace) -> Iterator[str]:
+    if args.strategy != "fedavg" or args.fraction_fit != 1:
+        what = "--fraction-fit" if args.strategy == "fedavg" else f"--strategy {args.strategy}"
+        yield f"--mode async has its own aggregation (fedbuff), and all clients train; leave out {what}"
+    if not 1 <= args.buffer_size <= args.rounds * args.clients:
+        updates = f"the run's {args.rounds * args.clients} updates"
+        yield f"--buffer-size must be between 1 and {updates} (rounds x clients), got {args.buffer_size}"
+    if not 0 <= args.patience <= 1:
+        yield f"--patience must be between 0 and 1, got {args.patience}"
+    if args.max_staleness < 0:
+        yield f"--max-staleness must be at least 0, got {args.max_staleness}"
 
 
 def stored_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from federation.run_folder import History
-from federation.tables import TIMES, comparison, size, verdict
+from federation.tables import TIMES, comparison, score, size, verdict
 
 # The policy holds the page to its word: whatever text came in from a client, nothing is run or fetched.
 HEAD = """<!doctype html>
@@ -57,18 +57,19 @@ LISTED_EVENTS = 200  # a server that ran for months lists its newest
 
 def run_page(name: str, history: History, baseline: dict | None, shown: dict[str, tuple[bytes, bytes]]) -> str:
     """The report on a run; `shown` holds its pictures by name, each for a light and for a dark page."""
-    config, last = history.config, history.rounds[-1]
+    config, last = history.config, (history.scored() or history.rounds)[-1]
     drawn = {key: picture(*pair, CAPTIONS[key]) for key, pair in shown.items()}
     body = [
         f"<h1>Federated run {escape(name)}</h1>",
-        f"<p>Accuracy <b>{last['accuracy']:.4f}</b> on all test images after round {last['round']} of "
+        f"<p>Accuracy <b>{score(last['accuracy'], 4)}</b> on all test images after round {last['round']:g} of "
         f"{config['rounds']}, by {config['clients']} clients that kept their images to themselves.</p>",
         drawn["accuracy"],
     ]
     if baseline:
         body += ["<h2>With and without federation</h2>", f"<p>{escape(verdict(history, baseline))}</p>"]
         body += [table(comparison(history, baseline)), f'<p class="note">{escape(TIMES.format(**baseline))}</p>']
-    body += ["<h2>Rounds</h2>", table([ROUND_HEAD, *map(_round_cells, history.rounds)])]
+    unit = "version" if "updates" in last else "round"
+    body += [f"<h2>{unit.capitalize()}s</h2>", table([[unit, *ROUND_HEAD[1:]], *map(_round_cells, history.rounds)])]
     for key, title in TITLES.items():
         if key in drawn:
             body += [f"<h2>{title}</h2>", drawn[key]]
@@ -82,7 +83,8 @@ def run_page(name: str, history: History, baseline: dict | None, shown: dict[str
 
 
 def _round_cells(row: dict) -> list[str]:
-    numbers = [f"{row['accuracy']:.4f}", f"{row['loss']:.3f}", f"{row['seconds']:.1f}", size(row["bytes_received"])]
+    scores = [score(row["accuracy"], 4), score(row["loss"], 3)]
+    numbers = [*scores, f"{row['seconds']:.1f}", size(row["bytes_received"])]
     return [str(row["round"]), str(row["clients"]), *numbers]
 
 

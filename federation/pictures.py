@@ -66,11 +66,12 @@ def accuracy(history: History, baseline: dict | None, theme: Theme) -> bytes:
     png = io.BytesIO()
     with canvas(theme, 6.2, png) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-        rounds = [row["round"] for row in history.rounds]
+        rows = history.scored()
+        rounds = [row["round"] for row in rows]
         marker = {"markersize": 6 if len(rounds) <= MARKED_ROUNDS else 0, "linewidth": 2}
         thin = {"linewidth": 0.9, "alpha": 0.75}
         for number, partition in enumerate(_partitions(history)):
-            values = [row["accuracy_by_client"].get(partition, np.nan) for row in history.rounds]
+            values = [row["accuracy_by_client"].get(partition, np.nan) for row in rows]
             label = None if number else "federated, on each client's share"
             upper.plot(rounds, values, color=theme.federated, label=label, **thin)
         for axes, value in ((upper, "accuracy"), (lower, "loss")):
@@ -83,7 +84,7 @@ def accuracy(history: History, baseline: dict | None, theme: Theme) -> bytes:
                 axes.plot(x, np.mean(alone, 0), "^:", color=theme.alone, label="clients alone, mean", **marker)
                 curve = _curve(baseline["centralised"]["rounds"], value)
                 axes.plot(*curve, "s--", color=theme.centralised, label="centralised", **marker)
-            axes.plot(*_curve(history.rounds, value), "o-", color=theme.federated, label="federated", **marker)
+            axes.plot(*_curve(rows, value), "o-", color=theme.federated, label="federated", **marker)
             axes.grid(axis="y")
             axes.margins(x=0.03)
         classes = history.config.get("classes") or []

@@ -67,6 +67,11 @@ class Terms:
     join_timeout: float = 3600.0  # for the first clients to come
     rejoin_wait: float = 30.0  # for a lost client's place to be taken again
     round_timeout: float = 600.0  # for a client to answer
+    mode: str = "sync"
+    buffer_size: int = 2  # K; this and the next three are of the asynchronous mode
+    server_learning_rate: float = 1.0  # eta
+    max_staleness: int = 10
+    patience: float = 0.25  # of the time that the fastest client trains
 
 
 RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))

@@ -29,6 +29,8 @@ class FederatedServer(Server):
     first: updates are summed by partition, and clients draw their randomness from the round.
     """
 
+    unit = "round"
+
     def __init__(
         self,
         admission: Admission,
@@ -44,7 +46,7 @@ class FederatedServer(Server):
         self.folder = folder
         self.history = history
         self.checkpoint = checkpoint
-        self.cohort = Cohort(admission, terms, history)
+        self.cohort = Cohort(admission, terms, history, self.unit)
         self.signal_number = 0
         self.exit_code = 1
         self.weights: list[np.ndarray] = []
@@ -62,11 +64,11 @@ class FederatedServer(Server):
         try:
             self._run()
             self.exit_code = 0
-            self.admission.close("finished", f"the run is done after {self.rounds_done} rounds")
+            self.admission.close("finished", f"the run is done after {self.rounds_done} {self.unit}s")
         except Stopped:
             self.exit_code = 128 + self.signal_number
             name = signal.Signals(self.signal_number).name
-            words = f"stopped by {name} after round {max(0, self.rounds_done)}"
+            words = f"stopped by {name} after {self.unit} {max(0, self.rounds_done)}"
             say(f"{words}; go on with: python server.py --resume {self.folder.path}")
             self.admission.close("stopped", f"the server was {words}", seconds=2)
         except (RunFailed, OSError) as error:
@@ -95,18 +97,27 @@ class FederatedServer(Server):
             classes=self.admission.classes, statistics=self.admission.statistics, class_counts=counts
         )
         if self.checkpoint is None:
-            self._adopt(self._initial_weights())
-            say(TABLE_HEAD)
-            start = time.monotonic()
-            self._finish_round(0, self.cohort.evaluate(0, self.weights), train={}, start=start)
+            self._begin(self._initial_weights())
         else:
-            self._adopt(self.checkpoint.weights)
-            self.rule.restore(self.checkpoint.strategy_state, self.weights)
             self.rounds_done = self.checkpoint.server_round
-            say(table(self.history.rounds))
+            self._go_on(self.checkpoint)
+        self._work()
+        self.folder.save_model(self.weights, self.recipe.model, self.admission.classes)
+
+    def _begin(self, weights: list[np.ndarray]) -> None:
+        self._adopt(weights)
+        say(TABLE_HEAD)
+        start = time.monotonic()
+        self._finish_round(0, self.cohort.evaluate(0, self.weights), train={}, start=start)
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        self._adopt(checkpoint.weights)
+        self.rule.restore(checkpoint.strategy_state, self.weights)
+        say(table(self.history.rounds))
+
+    def _work(self) -> None:
         while self.rounds_done < self.recipe.rounds and not self._target_reached():
             self._round(self.rounds_done + 1)
-        self.folder.save_model(self.weights, self.recipe.model, self.admission.classes)
 
     def _round(self, server_round: int) -> None:
         places = self._gather()
@@ -159,11 +170,14 @@ class FederatedServer(Server):
             self.cohort.wait_ready(self.terms.clients, self.terms.rejoin_wait)
         places = self.admission.ready()
         if len(places) < self.terms.min_clients:
-            raise RunFailed(
-                f"{len(places)} of {self.terms.clients} clients left after round {self.rounds_done}, "
-                f"and --min-clients is {self.terms.min_clients}; the checkpoint is kept; start more clients"
-            )
+            raise self._too_few(len(places))
         return places
+
+    def _too_few(self, there: int) -> RunFailed:
+        return RunFailed(
+            f"{there} of {self.terms.clients} clients left after {self.unit} {self.rounds_done}, "
+            f"and --min-clients is {self.terms.min_clients}; the checkpoint is kept; start more clients"
+        )
 
     def _select(self, server_round: int, places: list[Place]) -> list[Place]:
         """Client selection: that fraction of the places, drawn from the seed and the round."""

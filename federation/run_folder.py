@@ -26,6 +26,27 @@ class History:
     def to_json(self) -> str:
         return json.dumps(vars(self), indent=1)
 
+    def scored(self) -> list[dict]:
+        """Rows with a known accuracy; those of the asynchronous mode with the rounds' worth of updates as "round"."""
+        rows, updates = [], 0
+        for row in self.rounds:
+            updates += len(row.get("updates", ()))
+            if row["accuracy"] is not None:
+                rows.append({**row, "round": updates / self.config["clients"]} if "updates" in row else row)
+        return rows
+
+    def by_round(self) -> list[dict]:
+        """A row for each round, or for each round's worth of updates the newest version that had no more."""
+        rows = self.scored()
+        if not rows or "updates" not in rows[0]:
+            return rows
+        chosen, seconds = [], 0.0
+        for number in range(int(rows[-1]["round"]) + 1):
+            row = [row for row in rows if row["round"] <= number][-1]
+            chosen.append({**row, "round": number, "seconds": row["time"] - seconds})
+            seconds = row["time"]
+        return chosen
+
 
 @dataclass
 class Checkpoint:

@@ -71,7 +71,7 @@ class CheckedStrategy:
         new = [weighted_mean([(update[i], n) for update, n in updates]) for i in range(len(weights))]
         for i, array in zip(self.trained, parameters_to_ndarrays(parameters), strict=True):
             new[i] = array
-        return [_as_dtype(array, old.dtype) for array, old in zip(new, weights, strict=True)]
+        return [as_dtype(array, old.dtype) for array, old in zip(new, weights, strict=True)]
 
     def state(self) -> list[np.ndarray]:
         """Arrays that restore() takes back."""
@@ -184,7 +184,7 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return (array if dtype.kind == "f" else np.rint(array)).astype(dtype)
 
 

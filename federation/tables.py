@@ -2,6 +2,9 @@
 
 from federation.run_folder import History
 
+VERSION_HEAD = (  # of the asynchronous mode: a row is a version, and names the clients whose updates made it
+    f"{'version':>7}  {'clients':>9}  {'staleness':>9}  {'accuracy':>8}  {'loss':>6}  {'at second':>9}  {'received':>9}"
+)
 TABLE_HEAD = f"{'round':>5}  {'clients':>7}  {'accuracy':>8}  {'loss':>6}  {'seconds':>7}  {'received':>9}"
 LISTED_CLIENTS = 6  # a comparison of more gives the worst and the best of them
 TIMES = (
@@ -11,14 +14,36 @@ TIMES = (
 
 
 def table_row(row: dict) -> str:
+    if "updates" in row:
+        return version_row(row)
     return (
         f"{row['round']:>5}  {row['clients']:>7}  {row['accuracy']:>8.4f}  {row['loss']:>6.3f}"
         f"  {row['seconds']:>7.1f}  {size(row['bytes_received']):>9}"
     )
 
 
+def version_row(row: dict) -> str:
+    clients = listed([update["partition"] for update in row["updates"]])
+    staleness = listed([update["staleness"] for update in row["updates"]])
+    return (
+        f"{row['round']:>7}  {clients:>9}  {staleness:>9}  {score(row['accuracy'], 4):>8}  {score(row['loss'], 3):>6}"
+        f"  {row['time']:>9.1f}  {size(row['bytes_received']):>9}"
+    )
+
+
+def score(value: float | None, digits: int) -> str:
+    """Not known where versions come faster than clients evaluate."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def listed(numbers: list[int]) -> str:
+    """A few numbers one by one, many by their range."""
+    return ", ".join(map(str, numbers)) if len(numbers) <= 3 else f"{min(numbers)} to {max(numbers)}"
+
+
 def table(rows: list[dict]) -> str:
-    return "\n".join([TABLE_HEAD, *map(table_row, rows)])
+    head = VERSION_HEAD if rows and "updates" in rows[0] else TABLE_HEAD
+    return "\n".join([head, *map(table_row, rows)])
 
 
 def size(num_bytes: float) -> str:
@@ -34,7 +59,7 @@ def comparison(history: History, baseline: dict) -> list[list[str]]:
     """Accuracy by round of the federation and of what baseline.py trained, as cells; the first row is the head."""
     central, alone = baseline["centralised"], baseline["alone"]
     columns = {
-        "federated": {"rounds": history.rounds, "images": central["images"]},
+        "federated": {"rounds": history.by_round(), "images": central["images"]},
         "centralised": central,
         "alone, mean": mean(alone),
     }
@@ -55,7 +80,7 @@ def comparison(history: History, baseline: dict) -> list[list[str]]:
 
 def verdict(history: History, baseline: dict) -> str:
     """What the comparison comes to."""
-    federated, central = history.rounds[-1]["accuracy"], baseline["centralised"]["rounds"][-1]["accuracy"]
+    federated, central = history.by_round()[-1]["accuracy"], baseline["centralised"]["rounds"][-1]["accuracy"]
     alone = mean(baseline["alone"])["rounds"][-1]["accuracy"]
     return (
         f"Federated accuracy is {federated:.4f}: {_apart(federated - alone)} the mean of the clients alone, "

@@ -1,0 +1,216 @@
+"""Asynchronous aggregation, worked out by hand: no clock, no network, no process."""
+
+import math
+from dataclasses import replace
+
+from federation.fedbuff import FedBuff, Training, mean_step, replay
+from federation.pace import Pace
+from federation.recipe import Terms
+from federation.strategy import CheckedStrategy
+
+import numpy as np
+import pytest
+
+TERMS = Terms(mode="async", buffer_size=3)
+STATISTICS = [1, 2]  # of weights(): BatchNorm's running variance and its counter
+
+
+def weights(trained=0.0, variance=1.0, counter=0) -> list[np.ndarray]:
+    return [np.array([trained], np.float32), np.array([variance], np.float32), np.array(counter)]
+
+
+def fedbuff(start=None, rounds=10, **terms) -> FedBuff:
+    return FedBuff(start or weights(), STATISTICS, replace(TERMS, **terms), rounds)
+
+
+def receive(run: FedBuff, partition: int, trained: float, examples=1, staleness=0) -> bool:
+    """An update that changes the trained array by so much, from a model so many versions old."""
+    training = Training(partition, 1, run.version - staleness, 0, 3)
+    return run.receive(training, weights(), (weights(trained), examples), train_loss=1.0)
+
+
+def test_staleness_0_1_and_3_weigh_1_and_1_over_root_2_and_one_half():
+    steps = [(4.0, 1, 0), (8 * math.sqrt(2), 1, 1), (4.0, 2, 3)]  # scaled: 4, 8, 2; examples: 1, 1, 2
+    assert mean_step(steps) == pytest.approx((4 + 8 + 2 * 2) / 4)
+
+
+def test_a_full_buffer_becomes_a_version_by_the_servers_learning_rate():
+    run = fedbuff(weights(10.0), server_learning_rate=0.5)
+    run.version = 3
+    for partition, (change, examples, staleness) in enumerate([(4, 1, 0), (8 * math.sqrt(2), 1, 1), (4, 2, 3)]):
+        assert not run.is_due()
+        assert receive(run, partition, change, examples, staleness)
+    assert run.is_due()
+    assert [change.staleness for change in run.apply()] == [0, 1, 3]
+    assert run.version == 4
+    assert run.weights[0] == pytest.approx(10 + 0.5 * 4)
+    assert not run.buffer
+
+
+def test_alone_in_its_buffer_a_stale_update_still_counts_less():
+    run = fedbuff(buffer_size=1)
+    run.version = 3
+    receive(run, 0, 8.0, staleness=3)
+    run.apply()
+    assert run.weights[0] == pytest.approx(4.0)
+
+
+def test_with_equal_speeds_and_a_buffer_of_all_it_is_fedavg():
+    rounds, rng, start = 4, np.random.default_rng(0), weights()
+    run, expected = fedbuff(rounds=rounds), start
+    fedavg = CheckedStrategy("fedavg", start, STATISTICS)
+    for server_round in range(1, rounds + 1):
+        trainings = [run.hand_out(partition) for partition in range(3)]
+        base = run.weights
+        updates = [(weights(rng.normal(), rng.uniform(1, 2), server_round * 7), 100 * (p + 1)) for p in range(3)]
+        for training, update in zip(trainings, updates, strict=True):
+            assert training.number == server_round
+            assert training.begins / run.total == (server_round - 1) / rounds
+            assert training.ends / run.total == server_round / rounds
+            run.came_back(training)
+            run.receive(training, base, update, train_loss=1.0)
+        assert [change.staleness for change in run.apply()] == [0, 0, 0]
+        expected = fedavg.aggregate(expected, updates)
+        for ours, theirs in zip(run.weights, expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert run.updates == run.total
+
+
+def test_the_order_of_arrival_within_a_buffer_makes_no_difference():
+    rng = np.random.default_rng(0)
+    changes = [(p, rng.normal(), p + 1) for p in range(3)]
+    results = []
+    for order in ([0, 1, 2], [2, 0, 1]):
+        run = fedbuff()
+        for i in order:
+            receive(run, *changes[i])
+        run.apply()
+        results.append(run.weights[0].tobytes())
+    assert results[0] == results[1]
+
+
+def test_an_update_above_max_staleness_neither_counts_nor_moves_the_model():
+    run = fedbuff(max_staleness=2)
+    run.version = 5
+    assert receive(run, 0, 1.0, staleness=2)
+    assert not receive(run, 1, 1.0, staleness=3)
+    assert (run.updates, len(run.buffer)) == (1, 1)
+
+
+def test_measured_arrays_move_towards_what_clients_measured_and_never_beyond():
+    run = fedbuff(weights(variance=3.0), server_learning_rate=2.0, buffer_size=2)
+    run.version = 3
+    for partition, staleness in ((0, 0), (1, 3)):
+        training = Training(partition, 1, run.version - staleness, 0, 3)
+        run.receive(training, weights(variance=10.0), (weights(variance=1.0, counter=8), 1), train_loss=1.0)
+    run.apply()
+    assert run.weights[1] == pytest.approx(3 + (1 + 0.5) / 2 * (1 - 3))
+    assert run.weights[2] == 6
+    assert run.weights[2].dtype == np.int64
+
+
+def test_what_is_left_in_the_buffer_at_the_end_moves_the_model_by_its_part():
+    run = fedbuff(rounds=1, buffer_size=2)
+    for partition in range(3):
+        receive(run, partition, 1.0)
+        if run.is_due():
+            run.apply()
+    assert run.version == 2
+    assert run.weights[0] == pytest.approx(1 + 0.5)
+
+
+def test_a_change_is_clipped_against_the_model_that_it_started_from():
+    run = fedbuff(weights(100.0), buffer_size=1, max_update_norm=2.0)
+    receive(run, 0, 50.0)
+    run.apply()
+    assert run.weights[0] == pytest.approx(102.0)
+
+
+def test_a_client_that_trains_twice_on_one_version_draws_anew():
+    run = fedbuff()
+    first = run.hand_out(0)
+    run.came_back(first)
+    second = run.hand_out(0)
+    assert (first.version, second.version) == (0, 0)
+    assert (first.number, second.number) == (1, 2)
+
+
+def test_a_training_that_was_lost_is_handed_out_again():
+    run = fedbuff()
+    assert run.hand_out(0) == run.hand_out(0)
+
+
+def test_a_slow_clients_schedule_spans_what_came_in_during_its_last_training():
+    run = fedbuff()
+    slow = run.hand_out(2)
+    assert (slow.begins, slow.ends) == (0, 3)
+    run.updates = 11
+    run.came_back(slow)
+    again = run.hand_out(2)
+    assert (again.begins, again.ends) == (11, 22)
+    run.updates = 25
+    run.came_back(again)
+    assert run.hand_out(2).ends == 30
+
+
+def pace(*durations: float, patience=0.25) -> Pace:
+    """Partition i took durations[i] seconds last time."""
+    made = Pace(patience)
+    for partition, seconds in enumerate(durations):
+        made.took(partition, seconds)
+    return made
+
+
+def test_updates_that_can_be_expected():
+    assert pace(4).arrivals_within(10, []) == 0
+    assert pace(4).arrivals_within(10, [(0, 0)]) == 2  # after 4 and 8 seconds
+    assert pace(4).arrivals_within(10, [(0, 3)]) == 3  # after 1, 5 and 9
+    assert pace(4, 4).arrivals_within(3, [(0, 0), (1, 2)]) == 1  # the second after 2
+    assert pace(4).arrivals_within(10, [(0, 6)]) == 1  # longer than usual already: after 6 more
+    assert pace(3, 5).arrivals_within(5, [(2, 0)]) == 1  # a new client: 4, as the others on average
+    assert Pace(0.25).arrivals_within(0, [(0, 0)]) == 0
+
+
+def test_an_update_waits_for_those_that_usually_come_in_the_same_moment():
+    fast_and_slow = pace(4, 20)  # a moment is a quarter of 4 seconds
+    assert not fast_and_slow.is_more_coming([(0, 2.9), (1, 2.9)])
+    assert fast_and_slow.is_more_coming([(0, 3.1)])
+    assert fast_and_slow.is_more_coming([(0, 4.9)])
+    assert not fast_and_slow.is_more_coming([(0, 5.1)])
+    assert not fast_and_slow.is_more_coming([(1, 18.9)])
+    assert fast_and_slow.is_more_coming([(1, 19.1)])
+
+
+def test_without_patience_an_update_waits_for_nobody():
+    assert pace(4, 4, patience=0).moment() == 0
+
+
+def test_a_resumed_run_counts_on():
+    run = fedbuff()
+    rows = [{"updates": []}, {"updates": [{"partition": 0, "number": 1}, {"partition": 0, "number": 2}]}]
+    run.restore(1, rows)
+    assert (run.version, run.updates) == (1, 2)
+    assert run.hand_out(0).number == 3
+    assert run.hand_out(1).number == 1
+
+
+def test_a_replay_of_any_order_of_arrival_gives_the_same_bits():
+    def train(training: Training, base: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
+        rng = np.random.default_rng([training.partition, training.number])
+        return [base[0] + np.float32(rng.normal()), base[1] * np.float32(0.9), base[2] + 1], training.partition + 1
+
+    order, rows = np.random.default_rng(0), [{"updates": []}]
+    run = fedbuff(rounds=5, buffer_size=2)
+    working = {p: (run.hand_out(p), run.weights) for p in range(3)}
+    while run.updates < run.total:
+        partition = int(order.integers(3))
+        training, base = working[partition]
+        run.came_back(training)
+        run.receive(training, base, train(training, base), train_loss=1.0)
+        if run.is_due():
+            rows.append({"updates": [change.to_json() for change in run.apply()]})
+        working[partition] = run.hand_out(partition), run.weights
+    assert max(update["staleness"] for row in rows for update in row["updates"]) > 1
+    again = replay(rows, weights(), STATISTICS, run.terms, 5, train)
+    assert [array.tobytes() for array in again] == [array.tobytes() for array in run.weights]
