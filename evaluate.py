@@ -5,7 +5,7 @@ import sys
 
 from federation import report
 from federation.claims import LONGEST_NAME
-from federation.recipe import RECIPE_FIELDS, Recipe
+from federation.recipe import EARLIER, RECIPE_FIELDS, Recipe
 from federation.run_folder import RunFolder, write_whole
 from federation.tables import in_columns
 from federation.words import clean, fail, say
@@ -56,7 +56,8 @@ def open_run(args: argparse.Namespace):  # -> tuple[RunFolder, History, Recipe, 
     """The run and the data set it was about. Exits with one line where they can't be had, or don't fit."""
     folder, history = report.open_run(args.run)
     try:
-        recipe = Recipe(**{name: history.config[name] for name in RECIPE_FIELDS})
+        config = {**EARLIER, **history.config}
+        recipe = Recipe(**{name: config[name] for name in RECIPE_FIELDS})
         dataset = open_dataset(args.dataset, args.data_dir)
     except KeyError as error:
         fail(f"--run {args.run} is of another version: its history.json has no {error}")

@@ -3,18 +3,19 @@
 import time
 from dataclasses import dataclass
 
-from federation.admission import Place
 from federation.cohort import SLICE, Asked
 from federation.fedbuff import FedBuff, Training
 from federation.pace import Pace
+from federation.places import Place
 from federation.rounds import FederatedServer, RunFailed
 from federation.run_folder import Checkpoint
 from federation.strategy import weighted_mean
 from federation.tables import VERSION_HEAD, table, table_row
+from federation.wire import num_bytes
 from federation.words import say
 
 import numpy as np
-from flwr.common import EvaluateRes, FitRes, Parameters, ndarrays_to_parameters
+from flwr.common import EvaluateRes, FitRes, Parameters
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class BufferedServer(FederatedServer):
 
     def _adopt(self, weights: list[np.ndarray]) -> None:
         self.weights = weights
-        self.run = FedBuff(weights, self.admission.statistics, self.terms, self.recipe.rounds)
+        self.run = FedBuff(weights, self.admission.statistics, self.terms, self.recipe.rounds, self.recipe.compress)
         self.began = time.monotonic()
         self.said = 0  # versions whose row is on the screen
         self.reached = False  # the target accuracy
@@ -107,7 +108,7 @@ class BufferedServer(FederatedServer):
     def _parameters(self) -> Parameters:
         """The newest version as it is sent, made once for all."""
         if self.sent[0] != self.run.version:
-            self.sent = (self.run.version, ndarrays_to_parameters(self.run.weights))
+            self.sent = (self.run.version, self.cohort.parameters(self.run.weights))
         return self.sent[1]
 
     def _collect(self) -> None:
@@ -198,7 +199,7 @@ class BufferedServer(FederatedServer):
             "train_loss": float(weighted_mean(losses)) if losses else None,
             "clients": len({change.training.partition for change in changes}),
             "seconds": round(seconds, 3),
-            "bytes_received": sum(array.nbytes for change in changes for array in change.arrays),
+            "bytes_received": sum(num_bytes(change.arrays, self.recipe.compress) for change in changes),
             "accuracy_by_client": {},
             "updates": [change.to_json() for change in changes],  # in their order of arrival
             "time": round(self._seconds(), 3),  # since the run began: made, and last evaluated

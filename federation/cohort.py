@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from federation.admission import Admission, Place, close
+from federation.places import Place, Places
 from federation.recipe import Terms
 from federation.run_folder import History
 from federation.strategy import BadUpdate, Update, check_evaluate, check_fit, read_weights
+from federation.wire import TooLarge, as_sent, pack
 from federation.words import say
 
 import numpy as np
@@ -45,10 +46,11 @@ class Asked:
 class Cohort:
     """Asks the clients that hold a place. Every wait raises Stopped soon after `stop` is set."""
 
-    def __init__(self, admission: Admission, terms: Terms, history: History, unit: str = "round"):
+    def __init__(self, admission: Places, terms: Terms, history: History, unit: str = "round"):
         self.admission = admission
         self.terms = terms
         self.history = history
+        self.compress = admission.recipe.compress
         self.unit = unit  # what the run's progress is counted in
         self.stop = threading.Event()
 
@@ -59,29 +61,36 @@ class Cohort:
         return there
 
     def initial_weights(self) -> list[np.ndarray] | None:
-        """The untrained model, from the first client whose answer can be read; all build it from the seed."""
+        """The untrained model, from the first client whose answer can be read; all build it from the seed.
+
+        It comes uncompressed, as the one message that says which dtypes the model has.
+        """
         for place in self.admission.ready():
             asked = self._start(place, lambda client, t: client.get_parameters(GetParametersIns({}), t, 0))
             for _, answer in self._wait_for_all([asked]):
                 try:
-                    return read_weights(answer.parameters)
-                except BadUpdate as bad:
-                    self._reject(0, place, bad)
+                    return as_sent(read_weights(answer.parameters), self.compress)
+                except (BadUpdate, TooLarge) as error:
+                    self._reject(0, place, BadUpdate(str(error)))
         return None
 
     def fit(self, server_round: int, weights: list[np.ndarray], places: list[Place]) -> dict[int, tuple[Update, float]]:
         """Local training: {partition: (update, training loss)} of the good updates, by partition."""
-        parameters = ndarrays_to_parameters(weights)
+        parameters = self.parameters(weights)
         answers = self._wait_for_all([self.start_fit(place, parameters, server_round) for place in places])
         good = {place.partition: self.checked_fit(server_round, place, res, weights) for place, res in answers}
         return {partition: answer for partition, answer in good.items() if answer is not None}
 
     def evaluate(self, server_round: int, weights: list[np.ndarray]) -> dict[int, tuple[float, float, int]]:
         """The model on everybody's test share: {partition: (loss, accuracy, examples)} of the good answers."""
-        parameters, places = ndarrays_to_parameters(weights), self.admission.ready()
+        parameters, places = self.parameters(weights), self.admission.ready()
         answers = self._wait_for_all([self.start_evaluate(place, parameters, server_round) for place in places])
         good = {place.partition: self.checked_evaluate(server_round, place, res) for place, res in answers}
         return {partition: answer for partition, answer in good.items() if answer is not None}
+
+    def parameters(self, weights: list[np.ndarray]) -> Parameters:
+        """A global model as it is sent."""
+        return ndarrays_to_parameters(pack(weights, self.compress))
 
     # One client at a time
 
@@ -108,8 +117,7 @@ class Cohort:
         elif asked.future.exception() is None:
             return asked.future.result()
         # else the stream broke, or carried something that is no answer
-        self.admission.unregister(place.client)
-        close(place.client)
+        self.admission.lose(place.client)
         return None
 
     def checked_fit(
@@ -117,7 +125,7 @@ class Cohort:
     ) -> tuple[Update, float] | None:
         """Update and training loss; None, in public, where they must not count. weights: what it started from."""
         try:
-            update = check_fit(res, weights, place.train_examples), float(res.metrics["train_loss"])
+            update = check_fit(res, weights, place.train_examples, self.compress), float(res.metrics["train_loss"])
         except BadUpdate as bad:
             self._reject(number, place, bad)
             return None

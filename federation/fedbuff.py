@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from federation.recipe import Terms
 from federation.strategy import Update, as_dtype, clip, weighted_mean
+from federation.wire import as_sent
 
 import numpy as np
 
@@ -43,9 +44,12 @@ class FedBuff:
     each client, as in a round, or as many as came in during its last training, where a client is slow.
     """
 
-    def __init__(self, weights: list[np.ndarray], statistics: list[int], terms: Terms, rounds: int):
+    def __init__(
+        self, weights: list[np.ndarray], statistics: list[int], terms: Terms, rounds: int, compress: str = "none"
+    ):
         self.weights = weights
         self.terms = terms
+        self.compress = compress
         self.total = rounds * terms.clients
         self.version = 0
         self.updates = 0
@@ -99,6 +103,7 @@ class FedBuff:
 
         Summed by partition and number, so that the order within a buffer makes no difference. What is
         left at the end of the run in a buffer that is part full moves the model by that part.
+        Raises TooLarge where the new version can't be sent.
         """
         changes, self.buffer = self.buffer, []
         in_order = sorted(changes, key=lambda change: (change.training.partition, change.training.number))
@@ -109,7 +114,7 @@ class FedBuff:
             steps = [(c.arrays[i] - old if measured else c.arrays[i], c.examples, c.staleness) for c in in_order]
             rate = part * (1.0 if measured else self.terms.server_learning_rate)
             new.append(as_dtype(old + rate * mean_step(steps), old.dtype))
-        self.weights = new
+        self.weights = as_sent(new, self.compress)
         self.version += 1
         return changes
 
@@ -135,12 +140,14 @@ def replay(
     terms: Terms,
     rounds: int,
     train: Callable[[Training, list[np.ndarray]], Update],
+    compress: str = "none",
 ) -> list[np.ndarray]:
     """The weights that a run ended with, from the order of arrival in its history and nothing else.
 
-    rows: history.json's "rounds"; weights: the untrained model; train(training, weights) does a client's work again.
+    rows: history.json's "rounds"; weights: the untrained model; train(training, weights) does a client's work again,
+    with as_sent() at both ends where the run's weights travelled compressed.
     """
-    run = FedBuff(weights, statistics, terms, rounds)
+    run = FedBuff(weights, statistics, terms, rounds, compress)
     versions = [weights]
     for row in rows[1:]:
         for change in row["updates"]:

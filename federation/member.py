@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
 from federation.recipe import Recipe
+from federation.wire import pack, unpack
 from federation.words import clean, fail, say
 
 from flwr.client import NumPyClient
@@ -38,7 +39,8 @@ class Member(NumPyClient):
     That client is a NumPyClient with two integers, num_train and num_test, and a list, statistics: the
     positions of the arrays that are measured and not trained. It may have class_counts, its training
     examples by class: the server keeps them for the picture of who holds what. What it raises is told
-    to the server in one line, and kept in `failure`.
+    to the server in one line, and kept in `failure`. It need not know how weights travel: it is given
+    them in the dtypes of its own get_parameters({}), and may return the same.
     """
 
     def __init__(
@@ -70,10 +72,19 @@ class Member(NumPyClient):
         return self._work(lambda: self.client.get_parameters(config), failed=[])
 
     def fit(self, parameters: list, config: dict) -> tuple:
-        return self._work(lambda: self.client.fit(parameters, config), failed=([], 0, {}))
+        return self._work(lambda: self._fit(parameters, config), failed=([], 0, {}))
 
     def evaluate(self, parameters: list, config: dict) -> tuple:
-        return self._work(lambda: self.client.evaluate(parameters, config), failed=(0.0, 0, {}))
+        return self._work(lambda: self.client.evaluate(self._unpacked(parameters), config), failed=(0.0, 0, {}))
+
+    def _fit(self, parameters: list, config: dict) -> tuple:
+        weights, *rest = self.client.fit(self._unpacked(parameters), config)
+        return pack(weights, self.seat.recipe.compress), *rest
+
+    def _unpacked(self, parameters: list) -> list:
+        if self.seat.recipe.compress == "none":
+            return parameters
+        return unpack(parameters, self.client.get_parameters({}))
 
     def _hello(self, config: dict) -> dict:
         self.farewell = None
@@ -82,7 +93,7 @@ class Member(NumPyClient):
             "proof": proof(self.secret, config["nonce"]) if self.secret else "",
             "classes": json.dumps(self.classes),
             "instance": self.instance,
-            "host": hashlib.sha256(uuid.getnode().to_bytes(8, "big")).hexdigest()[:16],
+            "host": host_name(),
             "wanted": self.wanted_partition,
             "held": self.seat.partition if self.seat else -1,
         }
@@ -98,9 +109,7 @@ class Member(NumPyClient):
             self.seat = seat
         except Exception as error:
             return self._fail(error)
-        numbers = {"train_examples": self.client.num_train, "test_examples": self.client.num_test}
-        counts = json.dumps(getattr(self.client, "class_counts", []))
-        return {**numbers, "statistics": json.dumps(self.client.statistics), "class_counts": counts}
+        return tell_holdings(self.client)
 
     def _take_leave(self, config: dict) -> dict:
         self.farewell = Farewell(config["kind"], clean(config["words"]), config["code"])
@@ -123,6 +132,18 @@ class Member(NumPyClient):
         if type(error).__module__ != "builtins":  # our own errors say all in their words
             self.failure = clean(error) or type(error).__name__
         return {"error": self.failure}
+
+
+def tell_holdings(client: NumPyClient) -> dict:
+    """What the server gets to know of a client's data."""
+    numbers = {"train_examples": client.num_train, "test_examples": client.num_test}
+    counts = json.dumps(getattr(client, "class_counts", []))
+    return {**numbers, "statistics": json.dumps(client.statistics), "class_counts": counts}
+
+
+def host_name() -> str:
+    """The same for all clients on a machine, and telling nothing of it."""
+    return hashlib.sha256(uuid.getnode().to_bytes(8, "big")).hexdigest()[:16]
 
 
 def leave(member: Member) -> None:

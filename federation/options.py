@@ -7,9 +7,10 @@ from pathlib import Path
 
 from federation.address import is_loopback, parse_server_address
 from federation.partition import PARTITIONERS
-from federation.recipe import MODELS, RECIPE_FIELDS, TERMS_FIELDS, Recipe, Terms, flag
+from federation.recipe import EARLIER, MODELS, RECIPE_FIELDS, TERMS_FIELDS, Recipe, Terms, flag
 from federation.run_folder import RunFolder
 from federation.strategy import STRATEGIES
+from federation.wire import COMPRESS
 
 MODES = ("sync", "async")
 ASYNC_FIELDS = ("buffer_size", "server_learning_rate", "max_staleness", "patience")
@@ -62,6 +63,12 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help=f"of dirichlet; smaller is more skewed {default}",
     )
     add("--seed", type=int, default=recipe.seed, metavar="N", help=f"same seed, same bits {default}")
+    add(
+        "--compress",
+        default=recipe.compress,
+        metavar="|".join(COMPRESS),
+        help=f"how weights travel; fp16: in half the bytes {default}",
+    )
 
     add = parser.add_argument_group("aggregation").add_argument
     add("--strategy", default=terms.strategy, metavar="|".join(STRATEGIES), help=f"one of Flower's {default}")
@@ -241,7 +248,7 @@ def stored_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.run_dir:
         parser.error(f"--resume {args.resume} names the run folder; leave out --run-dir {args.run_dir}")
     try:
-        config = RunFolder(Path(args.resume)).load_config()
+        config = {**EARLIER, **RunFolder(Path(args.resume)).load_config()}
         if not {*RECIPE_FIELDS, *TERMS_FIELDS} <= set(config):
             raise KeyError
         return config

@@ -23,8 +23,12 @@ class Pace:
         return self.patience * min(self.durations.values(), default=0.0)
 
     def is_more_coming(self, working: Working) -> bool:
-        """Whether one of them can be expected within a moment."""
-        return any(abs(self.usual(partition) - since) <= self.moment() for partition, since in working)
+        """Whether one of them can be expected within a moment, be it overdue: a run's later trainings take longer.
+
+        Who takes more than twice as long as usual is not waited for.
+        """
+        usual = ((self.usual(partition), since) for partition, since in working)
+        return any(whole - self.moment() <= since <= 2 * whole for whole, since in usual)
 
     def arrivals_within(self, seconds: float, working: Working) -> int:
         """How many updates they will send in that time. Who takes longer than usual is given as long again."""

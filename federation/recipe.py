@@ -4,6 +4,8 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 
+from federation.wire import COMPRESS
+
 # The networks of model.py by name, with the batch size and peak learning rate that suit each. The
 # names stand here because the server offers them and must not import model.py, and torch with it.
 MODELS = {"cnn": (64, 0.15), "lenet": (32, 0.02)}
@@ -24,6 +26,7 @@ class Recipe:
     partitioner: str = "iid"
     alpha: float = 0.5  # of the Dirichlet partitioner
     seed: int = 0
+    compress: str = "none"  # how weights travel
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -34,6 +37,8 @@ class Recipe:
         for name in ("learning_rate", "alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{flag(name)} must be above 0, got {getattr(self, name)}")
+        if self.compress not in COMPRESS:
+            raise ValueError(f"--compress must be one of {', '.join(COMPRESS)}, got {self.compress!r}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be between 0 and {2**32 - 1}, got {self.seed}")
 
@@ -75,4 +80,5 @@ class Terms:
 
 
 RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))
+EARLIER = {"compress": "none"}  # what runs did whose folders are from before a field
 TERMS_FIELDS = tuple(field.name for field in fields(Terms))

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable
 
+from federation.wire import as_sent, travels_as, unpack
 from federation.words import clean
 
 import numpy as np
@@ -49,17 +50,26 @@ class CheckedStrategy:
     """
 
     def __init__(
-        self, name: str, weights: list[np.ndarray], statistics: list[int], max_update_norm: float | None = None
+        self,
+        name: str,
+        weights: list[np.ndarray],
+        statistics: list[int],
+        max_update_norm: float | None = None,
+        compress: str = "none",
     ):
         self.name = name
         self.max_update_norm = max_update_norm
+        self.compress = compress
         self.aggregations = 0
         averaged = set(statistics) if name in STATE else set()
         self.trained = [i for i, array in enumerate(weights) if array.dtype.kind == "f" and i not in averaged]
         self.flower = STRATEGIES[name](ndarrays_to_parameters([weights[i] for i in self.trained]))
 
     def aggregate(self, weights: list[np.ndarray], updates: list[Update]) -> list[np.ndarray]:
-        """The next global weights; without any update, the same. Updates must have been checked."""
+        """The next global weights, as they will be sent; without any update, the same. Updates must have been checked.
+
+        Raises TooLarge where they can't be sent.
+        """
         if not updates:
             return weights
         self.aggregations += 1
@@ -71,7 +81,9 @@ class CheckedStrategy:
         new = [weighted_mean([(update[i], n) for update, n in updates]) for i in range(len(weights))]
         for i, array in zip(self.trained, parameters_to_ndarrays(parameters), strict=True):
             new[i] = array
-        return [as_dtype(array, old.dtype) for array, old in zip(new, weights, strict=True)]
+        new = as_sent([as_dtype(array, old.dtype) for array, old in zip(new, weights, strict=True)], self.compress)
+        self._go_on_from(new)
+        return new
 
     def state(self) -> list[np.ndarray]:
         """Arrays that restore() takes back."""
@@ -84,6 +96,10 @@ class CheckedStrategy:
         for number, name in enumerate(STATE.get(self.name, ())):
             arrays = rest[number * len(self.trained) : (number + 1) * len(self.trained)]
             setattr(self.flower, name, list(arrays) or None)
+        self._go_on_from(weights)
+
+    def _go_on_from(self, weights: list[np.ndarray]) -> None:
+        """Flower's momentum steps from the model that the clients get."""
         if self.name == "fedavgm":
             self.flower.initial_parameters = ndarrays_to_parameters([weights[i] for i in self.trained])
 
@@ -97,8 +113,11 @@ def read_weights(parameters: Parameters) -> list[np.ndarray]:
     return weights
 
 
-def check_fit(res: FitRes, weights: list[np.ndarray], declared: int) -> Update:
-    """A client's update, if it is fit to count next to `weights`. Raises BadUpdate with the reason."""
+def check_fit(res: FitRes, weights: list[np.ndarray], declared: int, compress: str = "none") -> Update:
+    """A client's update, if it is fit to count next to `weights`. Raises BadUpdate with the reason.
+
+    It must have come as `compress` has it, and is returned in the dtypes of `weights`.
+    """
     _check_told(res.metrics, res.num_examples, declared)
     if len(res.parameters.tensors) != len(weights):
         raise BadUpdate(f"{len(res.parameters.tensors)} arrays instead of {len(weights)}")
@@ -107,13 +126,14 @@ def check_fit(res: FitRes, weights: list[np.ndarray], declared: int) -> Update:
         array = _read_array(tensor, i)
         if array.shape != old.shape:
             raise BadUpdate(f"array {i} has shape {array.shape} instead of {old.shape}")
-        if array.dtype != old.dtype:
-            raise BadUpdate(f"array {i} has dtype {array.dtype} instead of {old.dtype}")
+        dtype = travels_as(old.dtype, compress)
+        if array.dtype != dtype:
+            raise BadUpdate(f"array {i} has dtype {array.dtype} instead of {dtype}")
         update.append(array)
     _check_finite(update)
     if not _is_finite(res.metrics.get("train_loss")):
         raise BadUpdate(f"its training loss is {clean(res.metrics.get('train_loss'), 40)}")
-    return update, res.num_examples
+    return unpack(update, weights), res.num_examples
 
 
 def check_evaluate(res: EvaluateRes, declared: int) -> tuple[float, float, int]:

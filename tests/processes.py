@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,13 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 100) -
 
 
 class Process:
-    """A program of ours whose output is collected while it runs."""
+    """A program of ours whose output is collected while it runs; prefix is the command that starts it elsewhere."""
 
-    def __init__(self, name: str, command: list[str], **options: object):
+    def __init__(self, name: str, command: list[str], *, prefix: Sequence[str] = (), **options: object):
         self.name = name
         options = {"cwd": ROOT, "env": CLEAN, **options}
         self.popen = subprocess.Popen(
-            [sys.executable, "-u", *map(str, command)],
+            [*prefix, sys.executable, "-u", *map(str, command)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -53,6 +53,7 @@ SERVER = {
     "--alpha nan": "--alpha must be above 0, got nan",
     "--seed -1": "--seed must be between 0 and 4294967295, got -1",
     "--model resnet": "--model must be one of cnn, lenet, got 'resnet'",
+    "--compress fp8": "--compress must be one of none, fp16, got 'fp8'",
     "--partitioner fair": "--partitioner must be one of iid, dirichlet, shards, sizes, whole, got 'fair'",
     "--strategy fedsgd": "--strategy must be one of fedavg, ",
     "--clients 0": "--clients must be at least 1, got 0",
@@ -120,6 +121,7 @@ def run(tmp_path: Path) -> Path:
 RESUME = {
     "--rounds 5": "--resume keeps the run's own recipe (rounds is 3); leave out --rounds 5",
     "--model lenet": "--resume keeps the run's own recipe (model is cnn); leave out --model lenet",
+    "--compress fp16": "--resume keeps the run's own recipe (compress is none); leave out --compress fp16",
     "--seed 1": "--resume keeps the run's own recipe (seed is 0); leave out --seed 1",
     "--partitioner shards": "--resume keeps the run's own recipe (partitioner is iid); leave out --partitioner shards",
     "--clients 4": "--resume keeps the run's own 3 clients; leave out --clients 4",
@@ -135,6 +137,13 @@ def test_a_run_goes_on_with_its_own_recipe(flags, expected, run, capsys):
     assert caught.value.code == WRONG_USE
     assert expected in error_of(capsys.readouterr().err)
     assert (run / "history.json").read_bytes() == before
+
+
+def test_a_run_from_before_compression_goes_on_uncompressed(run):
+    config = RunFolder(run).load_config()
+    del config["compress"]
+    RunFolder(run).save_history(History(config))
+    assert parse_args("", ["--resume", str(run)]).recipe == Recipe(compress="none")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": {}}', '{"config": 3}', '{"config": null}'])

@@ -176,8 +176,8 @@ def test_an_update_waits_for_those_that_usually_come_in_the_same_moment():
     fast_and_slow = pace(4, 20)  # a moment is a quarter of 4 seconds
     assert not fast_and_slow.is_more_coming([(0, 2.9), (1, 2.9)])
     assert fast_and_slow.is_more_coming([(0, 3.1)])
-    assert fast_and_slow.is_more_coming([(0, 4.9)])
-    assert not fast_and_slow.is_more_coming([(0, 5.1)])
+    assert fast_and_slow.is_more_coming([(0, 7.9)])  # overdue
+    assert not fast_and_slow.is_more_coming([(0, 8.1)])  # after twice its time nothing can be told
     assert not fast_and_slow.is_more_coming([(1, 18.9)])
     assert fast_and_slow.is_more_coming([(1, 19.1)])
 
