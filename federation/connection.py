@@ -5,6 +5,7 @@ import threading
 import time
 
 from federation.address import is_loopback, parse_server_address
+from federation.keepalive import guard_client_lines
 from federation.member import Member
 from federation.tls import tls_mismatch
 from federation.words import clean, fail, say
@@ -28,6 +29,7 @@ def stay_connected(
     if is_loopback(host):  # gRPC would otherwise ask the proxy of http_proxy for our own machine
         spared = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC's own names)
         os.environ["no_grpc_proxy"] = f"{spared},{host}"  # noqa: SIM112
+    guard_client_lines()
     threading.excepthook = _hush
     away_since, announced, heard = time.monotonic(), False, 0
     while True:

@@ -1,0 +1,49 @@
+"""A quiet line is neither given up nor punished for its pings: the options themselves, with a thirtieth of the time."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from federation import keepalive
+
+import grpc
+import pytest
+
+FASTER = 30  # gRPC pings once a second at most
+
+
+def faster(options: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    return [(name, value // FASTER if name.endswith("_ms") else value) for name, value in options]
+
+
+def quiet_call(seconds: float) -> str:
+    """The answer to a call on which nothing travels for so long, over channel and server as Flower would make them."""
+
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        time.sleep(seconds)
+        return b"still here"
+
+    handler = grpc.unary_unary_rpc_method_handler(answer)
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, options=[("grpc.max_receive_message_length", 1000)])
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", {"Quiet": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{port}", options=[]) as channel:
+                return channel.unary_unary("/test/Quiet")(b"").decode()
+        finally:
+            server.stop(None).wait()
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    for name, plain in keepalive.PLAIN.items():
+        monkeypatch.setattr(grpc, name, plain)  # afterwards as before
+    monkeypatch.setattr(keepalive, "CLIENT", faster(keepalive.CLIENT))
+    monkeypatch.setattr(keepalive, "SERVER", faster(keepalive.SERVER))
+
+
+def test_a_client_may_ping_through_a_long_training(fast):
+    keepalive.guard_server_lines()
+    keepalive.guard_client_lines()
+    assert quiet_call(150 / FASTER) == "still here"  # without our options the server ends the line at the fourth ping
