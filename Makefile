@@ -21,7 +21,7 @@ $(VENV)/installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed requirements-test.txt
+$(VENV)/installed-test: $(VENV)/installed requirements-test.txt requirements-simulation.txt
 	$(VENV)/bin/python -m pip install --quiet --requirement requirements-test.txt
 	touch $@
 

@@ -1,6 +1,7 @@
 """One FedAvg client: trains on its own images, which never leave it, and exchanges weights over gRPC."""
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from federation.address import parse_server_address
 from federation.connection import stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
+from federation.node import Node
 from federation.partition import partition, split_test_set
 from federation.recipe import Recipe
 from federation.tls import read_authority
@@ -18,7 +20,9 @@ from federation.words import fail, say
 
 import numpy as np
 import torch
-from flwr.client import NumPyClient
+from flwr.app import Context
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
 from tqdm import tqdm
 
 import model
@@ -41,13 +45,24 @@ class CifarClient(NumPyClient):
         self.threads = threads
         self.slowdown = slowdown
         train, test = share(dataset, seat)
-        self.train_images, self.train_labels = load(dataset, "train", train, recipe.seed)
-        self.test_images, self.test_labels = load(dataset, "test", test, recipe.seed)
+        self._load_train = functools.partial(load, dataset, "train", train, recipe.seed)
+        self._load_test = functools.partial(load, dataset, "test", test, recipe.seed)
         self.num_train, self.num_test = len(train), len(test)
-        self.class_counts = np.bincount(self.train_labels, minlength=len(self.classes)).tolist()
+        labels = dataset.labels("train", recipe.seed)[train]
+        self.class_counts = np.bincount(labels, minlength=len(self.classes)).tolist()
         self.network = model.build(recipe.model, len(self.classes), recipe.seed).to(self.device)
         self.statistics = model.statistics(self.network)
         self.accuracy: float | None = None  # of the newest global model, on this client's test images
+
+    # Read when first needed: Flower's engines make a client anew for every message, and few need both.
+
+    @functools.cached_property
+    def train_set(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._load_train()
+
+    @functools.cached_property
+    def test_set(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._load_test()
 
     def get_parameters(self, config: dict) -> list[np.ndarray]:
         return model.get_weights(self.network)
@@ -71,8 +86,7 @@ class CifarClient(NumPyClient):
 
             loss = model.train(
                 self.network,
-                self.train_images,
-                self.train_labels,
+                *self.train_set,
                 epochs=recipe.local_epochs,
                 batch_size=recipe.batch_size,
                 learning_rate=recipe.learning_rate,
@@ -90,7 +104,7 @@ class CifarClient(NumPyClient):
         self.use_cores(config["clients_on_host"])
         began = time.monotonic()
         self.set_parameters(parameters)
-        loss, self.accuracy = model.evaluate(self.network, self.test_images, self.test_labels)
+        loss, self.accuracy = model.evaluate(self.network, *self.test_set)
         self.dawdle(began)
         return loss, self.num_test, {"accuracy": self.accuracy}
 
@@ -132,6 +146,23 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+open_dataset_once = functools.lru_cache(maxsize=1)(open_dataset)
+
+
+@functools.lru_cache(maxsize=1000)
+def open_node(name: str, data_dir: str, seat: Seat) -> CifarClient:
+    """Kept: a process of the simulation engine plays many nodes, each of them many times."""
+    return CifarClient(open_dataset_once(name, data_dir), seat)
+
+
+def client_fn(context: Context) -> Client:
+    where = {**context.run_config, **context.node_config}  # a node may have images of its own
+    return Node(context, lambda seat: open_node(where["dataset"], where["data-dir"], seat)).to_client()
+
+
+app = ClientApp(client_fn=client_fn)  # for `flwr run`; the rest is for `python client.py`
+
+
 def introduce(client: CifarClient) -> None:
     """Say what this client holds: its class distribution."""
     seat, sizes = client.seat, f"{client.num_train:,} training and {client.num_test:,} test images"
@@ -151,9 +182,10 @@ def show_final_model(client: CifarClient, save: str | None) -> None:
             fail(f"--save {save} can't be written ({error.strerror})")
         say(f"saved the final global model as {save}")
     some = np.linspace(0, client.num_test - 1, min(10, client.num_test)).astype(int)
-    guesses = model.predict(client.network, client.test_images[some]).argmax(1)
+    images, labels = (each[some] for each in client.test_set)
+    guesses = model.predict(client.network, images).argmax(1)
     say("ten of its test images (truth → prediction):")
-    for label, guess in zip(client.test_labels[some].tolist(), guesses.tolist(), strict=True):
+    for label, guess in zip(labels.tolist(), guesses.tolist(), strict=True):
         say(f"  {'✓' if label == guess else '✗'} {client.classes[label]} → {client.classes[guess]}")
 
 
@@ -218,6 +250,7 @@ def main() -> None:
 
     def open_client(seat: Seat) -> CifarClient:
         client = CifarClient(dataset, seat, device=args.device, threads=args.threads, slowdown=args.slowdown)
+        client.train_set, client.test_set  # noqa: B018 (read now: the first round shall not wait for the disk)
         introduce(client)
         return client
 

@@ -7,15 +7,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from federation.claims import Claim, Holdings, read_claim, read_holdings
+from federation.claims import Claim, read_claim, read_holdings
 from federation.handshake import PROTOCOL, RETRY_SECONDS, proof
+from federation.places import Place, Places, Refused
 from federation.recipe import Recipe
 from federation.words import clean
 
 from flwr.common import GetPropertiesIns, ReconnectIns
-from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridgeClosed
 
@@ -24,42 +23,12 @@ STRANGERS = 64  # connections that are vetted at a time; of Flower's 1,000 strea
 WAITERS = 1000  # on the waiting list
 
 
-@dataclass
-class Place:
-    """A client's seat in the federation; counts are what the client declared when it joined."""
-
-    partition: int
-    client: ClientProxy
-    instance: str
-    host: str
-    train_examples: int = 0
-    test_examples: int = 0
-    class_counts: list[int] = field(default_factory=list)
-    ready: bool = False
-    strikes: int = 0  # bad updates in a row
-
-
-class Refused(Exception):
-    """A client can't join, with the words and the exit code it is told.
-
-    kind is what the server counts such refusals by: words may hold what a stranger made up.
-    """
-
-    def __init__(self, kind: str, words: str, code: int = 1):
-        super().__init__(words)
-        self.kind = kind
-        self.code = code
-
-
 class Waitlisted(Exception):
     """A client can't join yet, with the words it is told."""
 
 
-class Admission(ClientManager):
-    """Flower's client manager with a door: every connection is vetted before it counts.
-
-    notify(event, partition, words) is called from the vetting threads for joins, leaves and refusals.
-    """
+class Admission(Places):
+    """The door for clients that come over gRPC: every connection is vetted before it counts."""
 
     def __init__(
         self,
@@ -71,18 +40,10 @@ class Admission(ClientManager):
         waiting_list: bool = True,
         load_timeout: float = 600,
     ) -> None:
-        self.num_places = num_places
-        self.recipe = recipe
-        self.notify = notify
+        super().__init__(num_places, recipe, notify)
         self.secret = secret
         self.waiting_list = waiting_list
         self.load_timeout = load_timeout
-        self.classes: list[str] | None = None  # the federation's, from the first client or the resumed run
-        self.statistics: list[int] = []  # positions of the arrays that are measured, not trained (BatchNorm's)
-        self.started = False  # from the first round on the classes stand fast
-        self.places: dict[int, Place] = {}
-        self.changed = threading.Condition()
-        self.closed = False
         self._strangers: list[ClientProxy] = []  # being vetted
         self._waiting: dict[str, float] = {}  # instances by arrival, and when each asked last
         self._turned_away: Counter[str] = Counter()
@@ -103,17 +64,6 @@ class Admission(ClientManager):
             close(pushed_out)
         threading.Thread(target=self._vet, args=(client,), daemon=True).start()
         return True
-
-    def unregister(self, client: ClientProxy) -> None:
-        """Called by Flower when a stream ends, and by us when we end it."""
-        with self.changed:
-            place = self.place_of(client)
-            if place is None:
-                return
-            del self.places[place.partition]
-            self.changed.notify_all()
-        if place.ready and not self.closed:
-            self.notify("leave", place.partition, f"client {place.partition} left; its place is free")
 
     def _vet(self, client: ClientProxy) -> None:
         """Seat one client, or tell it why not; runs in a thread of its own on the open stream."""
@@ -168,7 +118,7 @@ class Admission(ClientManager):
         with self.changed:
             if self.closed:
                 raise Refused("over", "the run is over")
-            self._same_classes(claim.classes)
+            self.same_classes(claim.classes)
             before = next((place for place in self.places.values() if place.instance == claim.instance), None)
             if before is not None:
                 close(before.client)
@@ -178,19 +128,6 @@ class Admission(ClientManager):
             place = Place(partition, client, claim.instance, claim.host)
             self.places[partition] = place
             return place
-
-    def _same_classes(self, classes: list[str]) -> None:
-        """The first client's classes are the federation's. Raises Refused for others."""
-        if not self.places and not self.started:
-            self.classes = classes
-        if classes == self.classes:
-            return
-        theirs, ours = clean(", ".join(classes), 100), clean(", ".join(self.classes), 100)
-        words = f"its classes [{theirs}] are not the federation's [{ours}]"
-        if theirs.endswith("…") or ours.endswith("…"):
-            odd = sorted(set(classes) ^ set(self.classes))
-            words += f"; in one only: {clean(', '.join(odd), 40)}" if odd else "; they are in another order"
-        raise Refused("classes", words)
 
     def _choose(self, claim: Claim) -> int:
         """A free partition: the one wanted, or held before, or the lowest. Raises Refused or Waitlisted."""
@@ -227,30 +164,10 @@ class Admission(ClientManager):
         name = f"client {place.partition}"
         if "error" in answer:
             raise Refused(f"start {name}", f"{name} could not start: {clean(answer['error'])}")
-        there = self._settle(place, read_holdings(answer), name)
+        there = self.settle(place, read_holdings(answer), name)
         if there:
             words = f"{name} joined, {place.train_examples:,} training images ({there} of {self.num_places} there)"
             self.notify("join", place.partition, words)
-
-    def _settle(self, place: Place, holdings: Holdings, name: str) -> int:
-        """Make the place ready; how many are there now, or 0 where it was lost meanwhile. Raises Refused."""
-        train, test, counts = holdings.train_examples, holdings.test_examples, holdings.class_counts
-        if train < 1 or test < 1:
-            words = f"{name} has {train:,} training and {test:,} test images; it needs both"
-            raise Refused(f"images {name}", words)
-        with self.changed:
-            if self.places.get(place.partition) is not place:
-                return 0
-            if counts and len(counts) != len(self.classes):
-                raise Refused(f"counts {name}", f"{name} counts its images by other classes than it has")
-            if not self.started and not self.ready():
-                self.statistics = holdings.statistics
-            if holdings.statistics != self.statistics:
-                words = f"{name} measures other arrays of the network (BatchNorm's) than the others; use one model.py"
-                raise Refused(f"statistics {name}", words)
-            place.train_examples, place.test_examples, place.class_counts, place.ready = train, test, counts, True
-            self.changed.notify_all()
-            return len(self.ready())
 
     def _count_refusal(self, kind: str, words: str) -> None:
         """Say the first few of each kind, then the 10th, 100th...: strangers must not flood the terminal."""
@@ -262,25 +179,12 @@ class Admission(ClientManager):
 
     # What the loop of rounds needs
 
-    def begin(self, classes: list[str], statistics: list[int]) -> None:
-        """From the first round on, or in a resumed run, these stand fast."""
-        self.classes, self.statistics, self.started = classes, statistics, True
+    # When it is over for a client
 
-    def ready(self) -> list[Place]:
-        """Places whose clients can be asked to work, by partition."""
-        with self.changed:
-            return [self.places[p] for p in sorted(self.places) if self.places[p].ready]
-
-    def wait_ready(self, number: int, timeout: float, stop: threading.Event) -> bool:
-        """Wait until that many places are ready. False after timeout seconds, or soon after stop is set."""
-        deadline = time.monotonic() + timeout
-        with self.changed:
-            while len(self.ready()) < number:
-                left = deadline - time.monotonic()
-                if left <= 0 or stop.is_set():
-                    return False
-                self.changed.wait(min(left, 0.2))  # in slices, so that a signal is seen
-        return True
+    def lose(self, client: ClientProxy) -> None:
+        """Give up a client whose stream is broken or that takes too long; it may come back."""
+        self.unregister(client)
+        close(client)
 
     def drop(self, place: Place, words: str) -> None:
         """End a client's membership and tell it why, as far as it still listens."""
@@ -307,26 +211,6 @@ class Admission(ClientManager):
         except Exception:  # a client that no longer listens can't be told
             pass
         close(client)  # it has left by itself, or it means to stay in our way
-
-    def place_of(self, client: ClientProxy) -> Place | None:
-        return next((place for place in self.places.values() if place.client is client), None)
-
-    # The rest of Flower's interface
-
-    def num_available(self) -> int:
-        return len(self.ready())
-
-    def all(self) -> dict[str, ClientProxy]:
-        return {place.client.cid: place.client for place in self.ready()}
-
-    def wait_for(self, num_clients: int, timeout: int = 86400) -> bool:
-        return self.wait_ready(num_clients, timeout, threading.Event())
-
-    def sample(
-        self, num_clients: int, min_num_clients: int | None = None, criterion: object = None
-    ) -> list[ClientProxy]:
-        """The lowest partitions; the loop of rounds does its own client selection."""
-        return [place.client for place in self.ready()[:num_clients]]
 
 
 def ask(client: ClientProxy, words: dict, timeout: float) -> dict:

@@ -5,12 +5,13 @@ import time
 import traceback
 from collections.abc import Callable
 
-from federation.admission import Admission, Place
 from federation.cohort import Cohort, Stopped
+from federation.places import Place, Places
 from federation.recipe import Terms
 from federation.run_folder import Checkpoint, History, RunFolder
 from federation.strategy import CheckedStrategy, weighted_mean
 from federation.tables import TABLE_HEAD, table, table_row
+from federation.wire import TooLarge, num_bytes
 from federation.words import say
 
 import numpy as np
@@ -33,7 +34,7 @@ class FederatedServer(Server):
 
     def __init__(
         self,
-        admission: Admission,
+        admission: Places,
         terms: Terms,
         folder: RunFolder,
         history: History,
@@ -54,13 +55,16 @@ class FederatedServer(Server):
         self.rounds_done = -1  # 0 once the untrained model is evaluated
         self.on_round: Callable[[dict], None] = lambda row: None  # gets each row of the table once it is on disk
 
-    # Called by flwr.server.start_server
+    def catch_signals(self) -> None:
+        """Have Ctrl-C and SIGTERM end the run in order; for a program of its own, in its main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    # Called by flwr.server.start_server, or by EngineServer
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[FlowerHistory, float]:
         """Run the whole federation; always returns, having told the clients how it ended."""
         start = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
         try:
             self._run()
             self.exit_code = 0
@@ -78,6 +82,10 @@ class FederatedServer(Server):
                     f"the run folder {self.folder.path} can't be written ({error.strerror}); free or change the disk"
                 )
             say(f"error: {words}; then go on with: python server.py --resume {self.folder.path}")
+            self.admission.close("failed", words)
+        except TooLarge as error:
+            words = f"the new model can't be sent: {error}; begin a new run without it"
+            say(f"error: {words}")
             self.admission.close("failed", words)
         except Exception as error:  # a fault of ours: show all of it, but let nobody wait for us
             traceback.print_exc()
@@ -139,7 +147,7 @@ class FederatedServer(Server):
             "train_loss": float(weighted_mean(losses)) if losses else None,
             "clients": len(train) if server_round else len(scores),
             "seconds": round(time.monotonic() - start, 3),
-            "bytes_received": sum(array.nbytes for update, _ in train.values() for array in update[0]),
+            "bytes_received": sum(num_bytes(update[0], self.recipe.compress) for update, _ in train.values()),
             "accuracy_by_client": {str(p): accuracy for p, (_, accuracy, _) in scores.items()},
         }
         self.history.rounds.append(row)
@@ -193,7 +201,8 @@ class FederatedServer(Server):
 
     def _adopt(self, weights: list[np.ndarray]) -> None:
         self.weights = weights
-        self.rule = CheckedStrategy(self.terms.strategy, weights, self.admission.statistics, self.terms.max_update_norm)
+        terms, statistics = self.terms, self.admission.statistics
+        self.rule = CheckedStrategy(terms.strategy, weights, statistics, terms.max_update_norm, self.recipe.compress)
 
     # When to end
 

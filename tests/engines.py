@@ -1,0 +1,57 @@
+"""Flower's own programs for tests: a SuperLink on a free port with a home of its own, and what talks to it."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from processes import CLEAN, ROOT, Federation, Process, free_port
+
+PROGRAMS = Path(sys.executable).parent  # flwr, flower-superlink and flower-supernode are installed beside Python
+
+
+class Engine(Federation):
+    """Ends what it started, and nothing else; the programs don't touch the user's ~/.flwr."""
+
+    def __init__(self, folder: Path, connection: str):
+        super().__init__(folder)
+        self.env = {
+            **CLEAN,
+            "FLWR_HOME": str(folder / "home"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+        }
+        (folder / "home").mkdir()
+        (folder / "home/config.toml").write_text(
+            f'[superlink]\ndefault = "{connection}"\n\n[superlink.{connection}]\naddress = "{self.address}"\n'
+        )
+
+    def configure(self, line: str) -> None:
+        """One more line about the connection."""
+        with open(self.folder / "home/config.toml", "a") as file:
+            file.write(f"{line}\n")
+
+    def command(self, line: str) -> Process:
+        """A command as the README has it, in the engine's folder: only ports and the app's folder are the test's."""
+        program, *words = shlex.split(self.adapted(line))
+        words = [str(ROOT) if word == "." else word for word in words]
+        return self.start(program, PROGRAMS / program, *words, cwd=self.folder, env=self.env)
+
+    def adapted(self, line: str) -> str:
+        port = self.address.rpartition(":")[2]
+        line = line.replace(":9092", f":{port}").replace("--port 9092", f"--port {port}")
+        return re.sub(r"--port 909[4-9]", lambda _: f"--port {free_port()}", line)
+
+    def run(self, line: str, seconds: float = 250) -> str:
+        """The same, to its end; returns what it printed."""
+        return self.command(line).ends(0, seconds)
+
+
+def commands(readme: str, heading: str) -> list[str]:
+    """The lines of the ```sh blocks under a heading."""
+    section = readme.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return [line for block in re.findall(r"```sh\n(.*?)```", section, re.S) for line in block.splitlines()]

@@ -1,0 +1,261 @@
+"""The same code on Flower's engines: nodes in the place of streams, and the same bits."""
+
+import importlib.util
+import shlex
+import subprocess
+import sys
+import threading
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+from federation.engine import NodeAdmission, read_run_config
+from federation.node import Node
+from federation.options import build_parser
+from federation.recipe import Recipe, Terms
+
+import pytest
+from engines import Engine, commands
+from flwr.app import Context, RecordDict
+from processes import ROOT, Federation, wait_for
+from runs import make_images
+
+LINES = commands((ROOT / "README.md").read_text(), "On Flower's engines")
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+pytestmark = pytest.mark.xdist_group("engines")  # they share what is slow to start
+QUICK = "rounds=1 model='lenet' run-dir='run'"
+
+
+# The run config
+
+
+def test_the_run_config_of_the_app_is_the_recipe_and_terms_of_server_py():
+    args = read_run_config(CONFIG, clients=3)
+    assert (args.recipe, args.terms) == (Recipe(), Terms())
+
+
+def test_every_key_of_the_run_config_is_a_flag_or_where_the_images_are():
+    flags = {flag.removeprefix("--") for action in build_parser("")._actions for flag in action.option_strings}
+    assert set(CONFIG) - flags == {"dataset", "data-dir"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "vgg"}, "run config: --model must be one of cnn, lenet, got 'vgg'"),
+        ({"rounds": -1}, "run config: --rounds must be at least 1, got -1"),
+        ({"rounds": "many"}, "run config: argument --rounds: invalid int value: 'many'"),
+    ],
+)
+def test_a_wrong_run_config_is_one_line(changes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        read_run_config({**CONFIG, **changes}, clients=3)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# Who joins
+
+
+class MadeUpNode:
+    """Flower's proxy of a node, without a node: gives the answers in turn, the last for ever."""
+
+    def __init__(self, partition: int = 0, number: int = 3, *, first: Exception | None = None, **answer: object):
+        self.cid = f"node {id(self)}"
+        self.first = first
+        self.asked = 0
+        self.answer = {
+            "classes": '["cat", "dog"]',
+            "instance": f"{id(self):032d}",
+            "host": "here",
+            "wanted": partition,
+            "held": -1,
+            "num_partitions": number,
+            "train_examples": 100,
+            "test_examples": 10,
+            "statistics": "[2]",
+            **answer,
+        }
+
+    def get_properties(self, ins, timeout, group_id):
+        self.asked += 1
+        if self.first and self.asked == 1:
+            raise self.first
+        return SimpleNamespace(properties=self.answer)
+
+
+@pytest.fixture
+def door(monkeypatch) -> NodeAdmission:
+    monkeypatch.setattr("federation.engine.RETRY_SECONDS", 0.01)
+    door = NodeAdmission(Recipe(), [], load_timeout=1)
+    door.events = []
+    door.notify = lambda *event: door.events.append(event)
+    yield door
+    door.close("finished", "")
+
+
+def said(door: NodeAdmission, kind: str) -> str:
+    """The words of the first such event, once it is there."""
+    return wait_for(lambda: next((words for event, _, words in list(door.events) if event == kind), None), kind, 5)
+
+
+def test_a_node_gets_the_partition_of_its_node_config(door):
+    door.register(MadeUpNode(2))
+    assert said(door, "join") == "client 2 joined, 100 training images (1 of 3 there)"
+    assert [place.partition for place in door.ready()] == [2]
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (MadeUpNode(0), "two nodes have partition-id 0; give each its own"),
+        (MadeUpNode(3), "partition-id 3 is not within 0 and 2"),
+        (MadeUpNode(1, number=4), "a node's num-partitions is 4, the others' 3"),
+        (MadeUpNode(1, classes='["cat", "horse"]'), "are not the federation's"),
+        (MadeUpNode(1, error="no such folder"), "a node could not start: no such folder"),
+        (MadeUpNode(1, test_examples=0), "it needs both"),
+    ],
+)
+def test_a_node_that_does_not_fit_is_turned_away_with_the_reason(door, node, words):
+    door.register(MadeUpNode(0))
+    said(door, "join")
+    door.register(node)
+    assert words in said(door, "refuse")
+    assert len(door.ready()) == 1
+
+
+def test_a_node_that_does_not_answer_is_asked_again(door):
+    door.register(MadeUpNode(first=ValueError("Message contains an Error")))
+    said(door, "join")
+
+
+def test_a_node_lost_in_a_round_comes_back_when_it_answers_again(door):
+    node = MadeUpNode()
+    door.register(node)
+    said(door, "join")
+    door.lose(node)
+    assert door.wait_ready(1, 5, threading.Event())
+    assert node.asked == 2
+
+
+def test_a_node_that_flower_took_off_its_list_is_asked_no_more(door):
+    node = MadeUpNode(first=ValueError())
+    door.register(node)
+    door.unregister(node)
+    asked = node.asked
+    assert not door.wait_ready(1, 0.2, threading.Event())
+    assert node.asked <= asked + 1
+
+
+def test_a_node_that_failed_is_left_out_for_good(door):
+    node = MadeUpNode()
+    door.register(node)
+    said(door, "join")
+    door.drop(door.ready()[0], "it failed")
+    assert said(door, "refuse") == "client 0 is no longer asked: it failed"
+    assert not door.wait_ready(1, 0.1, threading.Event())
+
+
+# A node's own side
+
+
+def make_node(node_config: dict, open_client=None) -> Node:
+    context = Context(1, 2, node_config, RecordDict(), CONFIG)
+    return Node(context, open_client)
+
+
+def test_a_node_without_a_partition_says_how_to_name_one():
+    answer = make_node({}).get_properties({})
+    assert "--node-config 'partition-id=0 num-partitions=3'" in answer["error"]
+
+
+def test_what_opening_the_images_raises_is_told_to_the_server():
+    def open_client(seat):
+        raise FileNotFoundError("no folder /data")
+
+    node = make_node({"partition-id": 1, "num-partitions": 3}, open_client)
+    assert node.get_properties({}) == {"error": "FileNotFoundError: no folder /data"}
+    assert node.fit([], {}) == ([], 0, {"error": "FileNotFoundError: no folder /data"})
+
+
+# The engines themselves
+
+
+@pytest.fixture(scope="module")
+def script_weights(tmp_path_factory) -> list:
+    """What the scripts make of the quick recipe."""
+    with Federation(tmp_path_factory.mktemp("scripts")) as federation:
+        server = federation.server("--rounds", 1, "--model", "lenet")
+        for partition in range(3):
+            federation.client("--partition-id", partition)
+        server.ends(0)
+        return federation.weights()
+
+
+def same(these: list, those: list) -> bool:
+    return len(these) == len(those) and all((a == b).all() for a, b in zip(these, those, strict=True))
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory):
+    if not importlib.util.find_spec("ray"):
+        pytest.skip("ray is not installed: pip install -r requirements-simulation.txt")
+    with Engine(tmp_path_factory.mktemp("simulation"), "local") as engine:
+        engine.configure("insecure = true")
+        engine.command("flower-superlink --insecure --simulation --port 9092").says("startup complete|Uvicorn running")
+        engine.run(next(line for line in LINES if "simulation-config" in line))
+        yield engine
+
+
+RUNS = [line for line in LINES if line.startswith("flwr run") and "hospitals" not in line]
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_simulation(line, simulation, script_weights, tmp_path):
+    simulation.run_dir = tmp_path / "run"
+    images = make_images(tmp_path / "images", train=20, test=8)
+    line = line.replace("/path/to/my-images", str(images))
+    more = QUICK.replace("'run'", f"'{simulation.run_dir}'")
+    output = simulation.run(f'{line} --run-config "{more}"')
+    assert "done: model.npz" in output, output
+    rounds, nodes = simulation.history()["rounds"], 100 if "100" in line else 3
+    assert [row["clients"] for row in rounds] == [nodes, 10 if nodes == 100 else 3]
+    assert len(rounds[-1]["accuracy_by_client"]) == nodes
+    if "config" not in line:
+        assert same(simulation.weights(), script_weights)
+
+
+def test_deployment_with_tls_and_authenticated_nodes(tmp_path, script_weights):
+    with Engine(tmp_path, "hospitals") as engine:
+        engine.configure(f'root-certificates = "{tmp_path}/certificates/ca.pem"')
+        lines = LINES[LINES.index("python -m federation.certificates --host 127.0.0.1") :]
+        for line in lines:
+            if line.startswith("flower-superlink"):
+                engine.command(line).says("startup complete|Uvicorn running")
+            elif line.startswith("flower-supernode"):
+                engine.command(line).says("SuperNode ID")
+            elif line.startswith("flwr run"):
+                stranger = impostor(engine, lines)
+                output = engine.run(f'{line} --run-config "{QUICK}"')
+                assert "done: model.npz" in output, output
+                assert "SuperNode ID" not in stranger.output
+            elif line.startswith("flwr"):
+                engine.run(line)
+            else:
+                python = line.replace("python ", f"{shlex.quote(sys.executable)} ")
+                subprocess.run(python, shell=True, cwd=tmp_path, env=engine.env, check=True, capture_output=True)
+        assert same(engine.weights(), script_weights)
+
+
+def impostor(engine: Engine, lines: list[str]):
+    """A node whose key nobody has registered."""
+    make_key = next(line for line in lines if line.startswith("ssh-keygen")).replace("node0", "stranger")
+    subprocess.run(make_key, shell=True, cwd=engine.folder, check=True)
+    start = next(line for line in lines if line.startswith("flower-supernode"))
+    return engine.command(start.replace("node0", "stranger"))
+
+
+def test_every_command_on_the_engines_is_one_that_a_test_runs():
+    """Those of pip are what installed this test's own environment."""
+    rest = [line for line in LINES if not line.startswith(("flwr", "flower-", "ssh-keygen", "python -m federation"))]
+    assert rest == ["pip install -r requirements-simulation.txt"]
+    assert (ROOT / Path(shlex.split(rest[0])[-1])).exists()
