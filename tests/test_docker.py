@@ -1,0 +1,71 @@
+"""Dockerfile and compose.yaml, as far as they can be held to their word without Docker."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import PurePosixPath
+
+from federation import certificates, options
+
+import pytest
+from processes import CLEAN, ROOT
+
+import client
+
+README = (ROOT / "README.md").read_text()
+PROGRAMS = {"server": "server.py", "client": "client.py"}
+COPIES = re.findall(r"^COPY (\S+) (\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+
+
+@pytest.fixture(scope="module")
+def services() -> dict:
+    """compose.yaml's services with the defaults of its variables."""
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    text = (ROOT / "compose.yaml").read_text()
+    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))["services"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_compose_file_gives_commands_that_the_programs_take(services, name):
+    script, *flags = shlex.split(services[name]["command"])
+    assert script == PROGRAMS[name]
+    args = options.parse_args("", flags) if name == "server" else client.parse_args(flags)
+    if name == "client":
+        assert args.server == "server:8080"
+    else:
+        port = args.address.rpartition(":")[2]
+        assert services["server"]["ports"] == [f"{port}:{port}"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_file_that_a_compose_command_names_is_mounted(services, name):
+    mounts = [PurePosixPath(volume.split(":")[1]) for volume in services[name]["volumes"]]
+    files = re.findall(r"--\S+ (\S+\.(?:pem|key|txt))", services[name]["command"])
+    assert len(files) >= 2
+    for file in files:
+        path = PurePosixPath("/app") / file
+        assert any(mount == path or mount in path.parents for mount in mounts), f"nothing mounts {path}"
+
+
+def test_the_certificates_that_the_readme_makes_hold_the_name_that_the_clients_call(services):
+    (line,) = re.findall(r"^\$ docker run .* federation -m federation\.certificates (.*)$", README, re.M)
+    called = client.parse_args(shlex.split(services["client"]["command"])[1:]).server.rpartition(":")[0]
+    assert called in services
+    assert called in certificates.parse_args(shlex.split(line)).host
+
+
+def test_only_the_server_gets_private_keys(services):
+    assert not any(volume.startswith("./certificates:") for volume in services["client"]["volumes"])
+
+
+def test_the_image_holds_the_program_and_nothing_else_goes_into_it(tmp_path):
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert sorted(source for source, _ in COPIES) == sorted(kept)
+    for pattern, target in COPIES:
+        for source in ROOT.glob(pattern):
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / target)
+    words = [sys.executable, "server.py", "--help"]  # client.py would take seconds, and imports the same files
+    done = subprocess.run(words, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
