@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from federation.member import Seat
 
 import torch
-from common import InMemory, default_recipe, federate, machine, save
+from common import InMemory, add_images, default_recipe, federate, machine, save
 
 import model
 from client import CifarClient
@@ -62,8 +62,7 @@ def training_times(dataset: InMemory, repeat: int) -> dict[str, list[float]]:
                 began = time.process_time()
                 model.train(
                     client.network,
-                    client.train_images,
-                    client.train_labels,
+                    *client.train_set,
                     epochs=client.recipe.local_epochs,
                     batch_size=client.recipe.batch_size,
                     learning_rate=client.recipe.learning_rate,
@@ -80,7 +79,7 @@ def training_times(dataset: InMemory, repeat: int) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="CIFAR-10 as train|test/<class>/* images")
+    add_images(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the recipe (0 1 2)")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of the time measurement (3)")
     args = parser.parse_args()

@@ -1,5 +1,6 @@
 """What the benchmarks share: images in memory, a federation in one process, and results with where they are from."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -8,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from federation import pictures
 from federation.member import Seat
 from federation.recipe import MODELS, Recipe
 from federation.strategy import CheckedStrategy, weighted_mean
@@ -96,6 +98,20 @@ def machine() -> dict:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "flwr", "numpy")},
     }
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", required=True, metavar="FOLDER", help="CIFAR-10 as train|test/<class>/* images")
+
+
+def plot(name: str, panels: dict[str, Callable[[object, pictures.Theme], None]]) -> None:
+    """A picture beside the JSON: each panel(axes, theme) draws itself, one below the other."""
+    png = io.BytesIO()
+    with pictures.canvas(pictures.LIGHT, 3.2 * len(panels), png) as figure:
+        for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels.values(), strict=True):
+            panel(axes, pictures.LIGHT)
+            axes.grid(True)
+    (Path(__file__).parent / "results" / f"{name}.png").write_bytes(png.getvalue())
 
 
 def save(name: str, results: dict) -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from common import ROOT, InMemory, default_recipe, federate, machine, save
+from common import ROOT, InMemory, add_images, default_recipe, federate, machine, save
 
 GOAL = 1.3
 
@@ -34,7 +34,7 @@ def floor_seconds(images: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="CIFAR-10 as train|test/<class>/* images")
+    add_images(parser)
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each, taking turns (3)")
     parser.add_argument("--floor", action="store_true", help=argparse.SUPPRESS)  # how this script calls itself
     args = parser.parse_args()

@@ -1,0 +1,135 @@
+"""Asynchronous against synchronous rounds: when does each know a model as accurate as the rounds' last one?
+
+As accurate: at most a standard error of the test set below it, sqrt(p (1 - p) / n); 0.0044 for p = 0.74, n = 10,000.
+Two runs that differ in rounding alone end that far apart. The strict reading is printed and kept too.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from common import ROOT, add_images, machine, plot, save
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from processes import Federation
+
+from data import open_dataset
+
+CASES = {  # name: slowdown of the three clients, the server's flags, the goal for synchronous / asynchronous seconds
+    "straggler": ((1, 1, 5), [], 2.0),
+    "equal speeds": ((1, 1, 1), [], 1 / 1.1),
+    "straggler, Dirichlet 0.5": ((1, 1, 5), ["--partitioner", "dirichlet", "--alpha", 0.5], None),
+}
+CLIENTS = 3
+
+
+def run(images: str, mode: str, slowdowns: tuple, flags: list, seed: int) -> list[dict]:
+    """A whole run of real processes, partition p slowed down by slowdowns[p]; points of its accuracy over time.
+
+    seconds: since the first model was sent out; when the accuracy was known to the server, not when the
+    model was made. images: how many of the test images that accuracy is from, as the asynchronous mode
+    has a version evaluated by those who are free.
+    """
+    with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
+        server = federation.server("--mode", mode, "--seed", seed, *flags)
+        server.says("waiting for")
+        for partition, slowdown in enumerate(slowdowns):
+            which = ("--partition-id", partition, "--slowdown", slowdown)
+            where = ("--server", federation.address, "--dataset", images)
+            federation.start(f"client {partition}", ROOT / "client.py", *where, *which)
+        server.ends(0, seconds=3600)
+        history = federation.history()
+    points, passed = [], 0.0
+    for row in history["rounds"]:
+        passed += row["seconds"]
+        seconds = row["evaluated"] if mode == "async" else passed
+        if row["accuracy"] is not None:
+            clients = sorted(map(int, row["accuracy_by_client"]))
+            made_by = [update["partition"] for update in row.get("updates", ())]
+            points.append({"seconds": seconds, "accuracy": row["accuracy"], "scored_by": clients, "made_by": made_by})
+    return points
+
+
+def time_to(points: list[dict], accuracy: float) -> float | None:
+    """When a model was first known to be that accurate on the whole test set; None where none was."""
+    whole = (point for point in points if len(point["scored_by"]) == CLIENTS)
+    return next((point["seconds"] for point in whole if point["accuracy"] >= accuracy), None)
+
+
+def compare(images: str, name: str, seed: int, rounds: int) -> dict:
+    """Both modes in turn: three rounds, and updates for `rounds` rounds without waiting."""
+    slowdowns, flags, _ = CASES[name]
+    curves = {
+        "sync": run(images, "sync", slowdowns, flags, seed),
+        "async": run(images, "async", slowdowns, [*flags, "--rounds", rounds], seed),
+    }
+    first, last = curves["sync"][-1], curves["async"][-1]
+    error = math.sqrt(first["accuracy"] * (1 - first["accuracy"]) / num_test_images(images))
+    seconds = {"sync": first["seconds"]}
+    seconds |= {"async": time_to(curves["async"], first["accuracy"] - error)}
+    seconds |= {"async, strictly": time_to(curves["async"], first["accuracy"])}
+    ratio, strictly = (first["seconds"] / s if (s := seconds[name]) else None for name in ("async", "async, strictly"))
+    print(
+        f"{name:<25} seed {seed}: sync {first['accuracy']:.4f} after {first['seconds']:.1f} s; "
+        f"async {last['accuracy']:.4f} after {last['seconds']:.1f} s, as accurate {sooner(ratio)}, "
+        f"strictly {sooner(strictly)}",
+        flush=True,
+    )
+    result = {"seed": seed, "accuracy": {"sync": first["accuracy"], "async": last["accuracy"]}, "standard_error": error}
+    return {**result, "seconds": seconds, "ratio": ratio, "ratio_strictly": strictly, "curves": curves}
+
+
+def sooner(ratio: float | None) -> str:
+    return f"{ratio:.2f} times sooner" if ratio else "never"
+
+
+def num_test_images(images: str) -> int:
+    return len(open_dataset(images, "").labels("test", 0))
+
+
+def draw(results: dict[str, list[dict]]) -> None:
+    """Accuracy over time, a panel a case, a pair of lines a seed."""
+
+    def panel(axes, theme, name: str) -> None:
+        for number, result in enumerate(results[name]):
+            for mode, colour in (("sync", theme.centralised), ("async", theme.federated)):
+                points = result["curves"][mode]
+                label = {"sync": "in rounds", "async": "asynchronous"}[mode] if number == 0 else None
+                x, y = [point["seconds"] for point in points], [point["accuracy"] for point in points]
+                axes.plot(x, y, color=colour, marker="o", markersize=3, label=label)
+        axes.set(title=name, xlabel="seconds", ylabel="accuracy")
+        axes.legend(frameon=False, loc="lower right")
+
+    plot("async", {name: lambda axes, theme, name=name: panel(axes, theme, name) for name in results})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_images(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="of the recipe (0 1)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="which to run (all)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="the asynchronous mode's; the synchronous has 3 (3)"
+    )
+    args = parser.parse_args()
+    where = machine()
+    results: dict[str, list[dict]] = {name: [] for name in args.cases}
+    for seed in args.seeds:
+        for name in args.cases:
+            results[name].append(compare(args.images, name, seed, args.rounds))
+    medians = {}
+    for name, runs in results.items():
+        ratios = [run["ratio"] for run in runs]
+        medians[name] = statistics.median(ratios) if all(ratios) else None
+        goal = f" (goal: {CASES[name][2]:.2f})" if CASES[name][2] else ""
+        print(f"{name:<25} median: {medians[name]:.2f} times sooner{goal}" if medians[name] else f"{name}: not reached")
+    save("async", {"machine": where, "rounds": args.rounds, "median_ratio": medians, "runs": results})
+    draw(results)
+
+
+if __name__ == "__main__":
+    main()
