@@ -47,7 +47,6 @@ def main() -> None:
     say(f"server on {args.address}{tls}: {task_of(args)}; results in {folder.path}")
     guard_streams()
     guard_server_lines()
-    server.catch_signals()
     start_server(
         server_address=args.address,
         server=server,

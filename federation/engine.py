@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import threading
+import time
 
 from federation.claims import read_claim, read_holdings
 from federation.options import parse_args
@@ -127,11 +128,12 @@ class EngineServer(Server):
         history.events = self.events
         say(f"server on a Flower engine: {task_of(args)}; results in {folder.path.absolute()}")
         loop = loop_of(args)(self.places, args.terms, folder, history, checkpoint)
-        answer = loop.fit(num_rounds, timeout)
+        began = time.monotonic()
+        loop.federate()
         if loop.exit_code:
             raise RunFailed(f"the run ended with exit code {loop.exit_code}; its last lines say why")
         finish(folder)
-        return answer
+        return FlowerHistory(), time.monotonic() - began
 
     def disconnect_all_clients(self, timeout: float | None) -> None:
         """Nothing to do: the engine ends the run for its nodes."""

@@ -24,7 +24,7 @@ class RunFailed(Exception):
 
 
 class FederatedServer(Server):
-    """Flower's server with this project's loop. After fit(), exit_code tells how the run ended.
+    """Flower's server with this project's loop. After federate(), exit_code tells how the run ended.
 
     Every result is a function of the recipe and of which clients took part, never of who answered
     first: updates are summed by partition, and clients draw their randomness from the round.
@@ -55,16 +55,23 @@ class FederatedServer(Server):
         self.rounds_done = -1  # 0 once the untrained model is evaluated
         self.on_round: Callable[[dict], None] = lambda row: None  # gets each row of the table once it is on disk
 
-    def catch_signals(self) -> None:
-        """Have Ctrl-C and SIGTERM end the run in order; for a program of its own, in its main thread."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    # Called by flwr.server.start_server, or by EngineServer
+    # Called by flwr.server.start_server
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[FlowerHistory, float]:
-        """Run the whole federation; always returns, having told the clients how it ended."""
+        """Run the whole federation in this process, which Ctrl-C and SIGTERM then end in order."""
         start = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):  # here, as start_server sets handlers of its own before
+            signal.signal(number, self._on_signal)
+        self.federate()
+        return FlowerHistory(), time.monotonic() - start
+
+    def disconnect_all_clients(self, timeout: float | None) -> None:
+        """Nothing left to do: federate() has told everybody."""
+
+    # The run
+
+    def federate(self) -> None:
+        """Run the whole federation; always returns, having told the clients how it ended."""
         try:
             self._run()
             self.exit_code = 0
@@ -90,12 +97,6 @@ class FederatedServer(Server):
         except Exception as error:  # a fault of ours: show all of it, but let nobody wait for us
             traceback.print_exc()
             self.admission.close("failed", f"the server failed ({type(error).__name__})")
-        return FlowerHistory(), time.monotonic() - start
-
-    def disconnect_all_clients(self, timeout: float | None) -> None:
-        """Nothing left to do: fit() has told everybody."""
-
-    # The run
 
     def _run(self) -> None:
         self._gather_first()
