@@ -89,13 +89,18 @@ class Process:
 
 
 class Cable:
-    """A TCP line to the server that a test can cut: while cut, bytes are held back and nobody is told."""
+    """A TCP line to the server that a test can cut: while cut, bytes are held back and nobody is told.
+
+    carried: the bytes that went through, both ways.
+    """
 
     def __init__(self, address: str):
         host, port = address.split(":")
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.carried = 0
+        self._counting = threading.Lock()
         self._whole = threading.Event()
         self._whole.set()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -125,6 +130,8 @@ class Cable:
             while data := source.recv(65536):
                 self._whole.wait()
                 sink.sendall(data)
+                with self._counting:
+                    self.carried += len(data)
         except OSError:
             pass
         finally:

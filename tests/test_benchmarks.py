@@ -7,7 +7,7 @@ import pytest
 from processes import CLEAN, ROOT
 
 
-@pytest.mark.parametrize("name", ["accuracy", "overhead"])
+@pytest.mark.parametrize("name", ["accuracy", "async", "engines", "overhead", "wire"])
 def test_a_benchmark_says_what_it_measures(name, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, timeout=100)
