@@ -9,6 +9,7 @@ from federation.address import parse_server_address
 from federation.admission import Admission
 from federation.handshake import load_secret
 from federation.keepalive import guard_server_lines
+from federation.memory import give_memory_back
 from federation.options import parse_args
 from federation.run import finish, loop_of, open_run, recorder, task_of
 from federation.scalars import open_scalars
@@ -31,6 +32,7 @@ def main() -> None:
     on_round = open_scalars(args.tensorboard) if args.tensorboard else None
     folder, history, checkpoint = open_run(args)
     allow_many_connections()
+    give_memory_back()
     admission = Admission(
         terms.clients,
         recipe,

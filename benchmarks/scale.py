@@ -1,7 +1,7 @@
 """One server and 3 to 300 clients on one machine over gRPC: time of a round, and the server's memory, as they grow.
 
 Every client is the project's own, on 20 generated images, with the default network: what grows is the server's
-work. A process plays up to CLIENTS_A_PROCESS of them, each with a connection of its own.
+work. A process for each core plays them, each with a connection of its own, one at work at a time.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -32,7 +33,7 @@ from data import Synthetic
 
 NUMBERS = [3, 10, 30, 100, 300]
 ROUNDS = 3
-CLIENTS_A_PROCESS = 50
+PLAYERS = len(os.sched_getaffinity(0))
 IMAGES = {"train": 20, "test": 5}  # a client
 GOAL_MB = 600  # the server's memory with 300 clients
 
@@ -49,12 +50,26 @@ class Few(Synthetic):
         return self._drawn[split][indices]
 
 
+class OneAtATime(Member):
+    """A client that shares its process, and PyTorch's global random numbers, with others."""
+
+    at_work = threading.Lock()
+
+    def _work(self, task: Callable, failed: object) -> object:
+        with self.at_work:
+            return super()._work(task, failed)
+
+    def _take_place(self, config: dict) -> dict:
+        with self.at_work:
+            return super()._take_place(config)
+
+
 def play(address: str, here: int, clients: int) -> None:
     """`here` clients of so many, in threads of this process. Exits with 1 where one doesn't stay to the end."""
     # Channels of one process would share a connection, which clients on different machines don't.
     keepalive.CLIENT.append(("grpc.use_local_subchannel_pool", 1))
     dataset = Few(clients)
-    members = [Member(lambda seat: CifarClient(dataset, seat), dataset.classes) for _ in range(here)]
+    members = [OneAtATime(lambda seat: CifarClient(dataset, seat), dataset.classes) for _ in range(here)]
     threads = [threading.Thread(target=stay_connected, args=(each, address), kwargs={"wait": 60}) for each in members]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         for thread in threads:
@@ -78,9 +93,9 @@ def measure(clients: int, flags: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
         server = federation.server("--clients", clients, "--rounds", ROUNDS, *flags)
         server.says("waiting for")
-        for first in range(0, clients, CLIENTS_A_PROCESS):
-            here = min(CLIENTS_A_PROCESS, clients - first)
-            federation.start(f"clients from {first}", __file__, "--play", federation.address, here, clients)
+        for player in range(PLAYERS):
+            here = len(range(player, clients, PLAYERS))
+            federation.start(f"player {player}", __file__, "--play", federation.address, here, clients)
         began, peak = time.monotonic(), 0.0
         joined = None
         while server.popen.poll() is None:
@@ -101,10 +116,11 @@ def measure(clients: int, flags: list[str]) -> dict:
     }
 
 
-def steepest(results: list[dict], what: str) -> float:
-    """The exponent with which `what` grows with the clients, where it grows fastest; 1 is linear."""
-    pairs = itertools.pairwise(results)
-    return max(math.log(b[what] / a[what]) / math.log(b["clients"] / a["clients"]) for a, b in pairs)
+def growth(results: list[dict], what: str) -> dict:
+    """The exponents with which `what` grows with the clients, 1 being linear: over all, and where it grows fastest."""
+    x, y = ([math.log(result[name]) for result in results] for name in ("clients", what))
+    steps = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in itertools.pairwise(zip(x, y, strict=True))]
+    return {"exponent": float(np.polyfit(x, y, 1)[0]), "steepest": max(steps)}
 
 
 def draw(results: list[dict]) -> None:
@@ -138,11 +154,12 @@ def main() -> None:
             "all joined after {join_seconds:.1f} s".format(**results[-1]),
             flush=True,
         )
-    growth = {what: steepest(results, what) for what in ("round_seconds", "server_mb")} if len(results) > 1 else {}
-    for what, exponent in growth.items():
-        print(f"{what} grows with the {exponent:.2f}th power of the clients where it grows fastest (goal: 1 at most)")
+    grows = {what: growth(results, what) for what in ("round_seconds", "server_mb")} if len(results) > 1 else {}
+    for what, exponents in grows.items():
+        words = "grows with the {exponent:.2f}th power of the clients, {steepest:.2f}th where it grows fastest"
+        print(f"{what} {words.format(**exponents)} (goal: 1 at most)")
     print(f"server's memory with {results[-1]['clients']} clients: {results[-1]['server_mb']:.0f} MB (goal: {GOAL_MB})")
-    result = {"machine": where, "rounds": ROUNDS, "images": IMAGES, "runs": results, "growth": growth}
+    result = {"machine": where, "rounds": ROUNDS, "images": IMAGES, "runs": results, "growth": grows}
     save("scale", {**result, "goal_mb": GOAL_MB})
     draw(results)
 

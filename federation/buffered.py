@@ -93,7 +93,7 @@ class BufferedServer(FederatedServer):
         for place in sorted(free, key=lambda place: self.pace.usual(place.partition)):
             if self.evaluated.get(place.instance) != self.run.version:
                 self.evaluated[place.instance] = self.run.version
-                asked = self.cohort.start_evaluate(place, self._parameters(), self.run.version)
+                asked = self.cohort.start_evaluate(place, self.cohort.hosts(), self._parameters(), self.run.version)
                 self.busy[asked] = Job(self.run.version, self.run.weights)
             elif training and self._comes_in_time(place):
                 self._start_training(place)
@@ -102,7 +102,8 @@ class BufferedServer(FederatedServer):
     def _start_training(self, place: Place) -> None:
         training, total = self.run.hand_out(place.partition), self.run.total
         span = {"start": training.begins / total, "end": training.ends / total}
-        asked = self.cohort.start_fit(place, self._parameters(), training.number, version=training.version, **span)
+        words, hosts = {"version": training.version, **span}, self.cohort.hosts()
+        asked = self.cohort.start_fit(place, hosts, self._parameters(), training.number, **words)
         self.busy[asked] = Job(training.version, self.run.weights, training)
 
     def _parameters(self) -> Parameters:

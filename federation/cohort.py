@@ -3,13 +3,14 @@
 import concurrent.futures
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from federation.checks import BadUpdate, Update, check_evaluate, check_fit, read_weights
 from federation.places import Place, Places
 from federation.recipe import Terms
 from federation.run_folder import History
-from federation.strategy import BadUpdate, Update, check_evaluate, check_fit, read_weights
 from federation.wire import TooLarge, as_sent, pack
 from federation.words import say
 
@@ -76,15 +77,15 @@ class Cohort:
 
     def fit(self, server_round: int, weights: list[np.ndarray], places: list[Place]) -> dict[int, tuple[Update, float]]:
         """Local training: {partition: (update, training loss)} of the good updates, by partition."""
-        parameters = self.parameters(weights)
-        answers = self._wait_for_all([self.start_fit(place, parameters, server_round) for place in places])
+        parameters, hosts = self.parameters(weights), self.hosts()
+        answers = self._wait_for_all([self.start_fit(place, hosts, parameters, server_round) for place in places])
         good = {place.partition: self.checked_fit(server_round, place, res, weights) for place, res in answers}
         return {partition: answer for partition, answer in good.items() if answer is not None}
 
     def evaluate(self, server_round: int, weights: list[np.ndarray]) -> dict[int, tuple[float, float, int]]:
         """The model on everybody's test share: {partition: (loss, accuracy, examples)} of the good answers."""
-        parameters, places = self.parameters(weights), self.admission.ready()
-        answers = self._wait_for_all([self.start_evaluate(place, parameters, server_round) for place in places])
+        parameters, hosts, places = self.parameters(weights), self.hosts(), self.admission.ready()
+        answers = self._wait_for_all([self.start_evaluate(place, hosts, parameters, server_round) for place in places])
         good = {place.partition: self.checked_evaluate(server_round, place, res) for place, res in answers}
         return {partition: answer for partition, answer in good.items() if answer is not None}
 
@@ -92,15 +93,21 @@ class Cohort:
         """A global model as it is sent."""
         return ndarrays_to_parameters(pack(weights, self.compress))
 
+    def hosts(self) -> Counter[str]:
+        """How many clients share each machine's cores."""
+        return Counter(place.host for place in self.admission.ready())
+
     # One client at a time
 
-    def start_fit(self, place: Place, parameters: Parameters, number: int, **words: float) -> Asked:
+    def start_fit(
+        self, place: Place, hosts: Counter[str], parameters: Parameters, number: int, **words: float
+    ) -> Asked:
         """Ask for a training; number is the round's or the training's, from which its randomness is drawn."""
-        ins = FitIns(parameters, {**self._words(number, place), **words})
+        ins = FitIns(parameters, {**_words(number, place, hosts), **words})
         return self._start(place, lambda client, timeout: client.fit(ins, timeout, number))
 
-    def start_evaluate(self, place: Place, parameters: Parameters, number: int) -> Asked:
-        ins = EvaluateIns(parameters, self._words(number, place))
+    def start_evaluate(self, place: Place, hosts: Counter[str], parameters: Parameters, number: int) -> Asked:
+        ins = EvaluateIns(parameters, _words(number, place, hosts))
         return self._start(place, lambda client, timeout: client.evaluate(ins, timeout, number))
 
     def wait(self, asked: list[Asked], timeout: float = SLICE) -> list[Asked]:
@@ -149,11 +156,6 @@ class Cohort:
         if self.stop.is_set():
             raise Stopped
 
-    def _words(self, number: int, place: Place) -> dict:
-        """What goes with the weights: the round, and how many clients share the machine's cores."""
-        sharing = sum(other.host == place.host for other in self.admission.ready())
-        return {"server_round": number, "clients_on_host": max(1, sharing)}
-
     def _start(self, place: Place, call: Callable[[ClientProxy, float], object]) -> Asked:
         """Ask in a thread of its own: one that hangs must not keep the others."""
         executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
@@ -178,3 +180,8 @@ class Cohort:
             self.admission.drop(place, f"{STRIKES} bad updates in a row, the last: {bad}")
         elif bad.client_failed:
             self.admission.drop(place, "it failed")
+
+
+def _words(number: int, place: Place, hosts: Counter[str]) -> dict:
+    """What goes with the weights: the round, and how many clients share the machine's cores."""
+    return {"server_round": number, "clients_on_host": max(1, hosts[place.host])}

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from federation.checks import Update
 from federation.recipe import Terms
-from federation.strategy import Update, as_dtype, clip, weighted_mean
+from federation.strategy import as_dtype, clip, weighted_mean
 from federation.wire import as_sent
 
 import numpy as np

@@ -117,7 +117,7 @@ class FederatedServer(Server):
         self._adopt(weights)
         say(TABLE_HEAD)
         start = time.monotonic()
-        self._finish_round(0, self.cohort.evaluate(0, self.weights), train={}, start=start)
+        self._finish_round(0, self.cohort.evaluate(0, self.weights), losses=[], received=0, start=start)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         self._adopt(checkpoint.weights)
@@ -133,22 +133,24 @@ class FederatedServer(Server):
         start = time.monotonic()
         train = self.cohort.fit(server_round, self.weights, self._select(server_round, places))
         self.weights = self.rule.aggregate(self.weights, [update for update, _ in train.values()])
-        self._finish_round(server_round, self.cohort.evaluate(server_round, self.weights), train, start)
+        losses = [(loss, examples) for (_, examples), loss in train.values()]
+        received = sum(num_bytes(arrays, self.recipe.compress) for (arrays, _), _ in train.values())
+        del train  # many clients' updates are many models; the evaluation needs room of its own
+        self._finish_round(server_round, self.cohort.evaluate(server_round, self.weights), losses, received, start)
 
-    def _finish_round(self, server_round: int, scores: dict, train: dict, start: float) -> None:
+    def _finish_round(self, server_round: int, scores: dict, losses: list, received: int, start: float) -> None:
         """Write the round down, then say it: what the table shows is safe on disk."""
         if not scores:
             raise RunFailed(f"no client could evaluate the model of round {server_round}")
         self.rounds_done = server_round
-        losses = [(loss, update[1]) for update, loss in train.values()]
         row = {
             "round": server_round,
             "accuracy": float(weighted_mean([(accuracy, n) for _, accuracy, n in scores.values()])),
             "loss": float(weighted_mean([(loss, n) for loss, _, n in scores.values()])),
             "train_loss": float(weighted_mean(losses)) if losses else None,
-            "clients": len(train) if server_round else len(scores),
+            "clients": len(losses) if server_round else len(scores),
             "seconds": round(time.monotonic() - start, 3),
-            "bytes_received": sum(num_bytes(update[0], self.recipe.compress) for update, _ in train.values()),
+            "bytes_received": received,
             "accuracy_by_client": {str(p): accuracy for p, (_, accuracy, _) in scores.items()},
         }
         self.history.rounds.append(row)

@@ -2,15 +2,17 @@
 
 from types import SimpleNamespace
 
+from federation.checks import BadUpdate, check_fit
 from federation.fedbuff import FedBuff, Training, replay
 from federation.member import Member, Seat
 from federation.recipe import Recipe, Terms
-from federation.strategy import BadUpdate, CheckedStrategy, check_fit, clip
+from federation.strategy import CheckedStrategy, clip
 from federation.wire import TooLarge, as_sent, num_bytes, pack, unpack
 
 import numpy as np
 import pytest
-from test_strategy import START, fit_res, rounds, same_bits
+from test_checks import fit_res
+from test_strategy import START, rounds, same_bits
 from tiny_client import WEIGHTS, TinyClient
 
 KERNEL = np.array([[0.1, -2.0], [1 / 3, 1e-9]], np.float32)

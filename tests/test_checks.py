@@ -1,0 +1,186 @@
+"""What may count and what not: every answer is checked before it does."""
+
+import io
+import struct
+import tracemalloc
+from pathlib import Path
+
+from federation.checks import BadUpdate, check_evaluate, check_fit, read_weights
+
+import numpy as np
+import pytest
+from flwr.common import Code, EvaluateRes, FitRes, Parameters, Status
+
+OK = Status(Code.OK, "")
+WEIGHTS = [np.zeros((2, 3), np.float32), np.array(5)]  # a kernel, and a counter as BatchNorm has
+
+
+def npy(array: np.ndarray) -> bytes:
+    """As Flower sends an array."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def forged(descr: str, shape: str, data: bytes = b"") -> bytes:
+    """A .npy file whose header says what it likes."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def fit_res(arrays: list[np.ndarray | bytes], examples: int = 10, **metrics: object) -> FitRes:
+    tensors = [array if isinstance(array, bytes) else npy(array) for array in arrays]
+    return FitRes(OK, Parameters(tensors, "numpy.ndarray"), examples, metrics or {"train_loss": 0.5})
+
+
+def checked(*arrays: np.ndarray | bytes, **options: object):
+    return check_fit(fit_res(list(arrays), **options), WEIGHTS, declared=10)
+
+
+def test_a_good_update_comes_back_as_it_was_sent_with_its_examples():
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (got, counter), examples = checked(kernel, np.array(6), examples=7)
+    assert np.array_equal(got, kernel)
+    assert got.dtype == np.float32
+    assert (counter, counter.dtype, counter.shape) == (6, np.int64, ())
+    assert examples == 7
+
+
+def test_columns_first_order_is_read_right():
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    sent = npy(np.asfortranarray(kernel))
+    assert b"'fortran_order': True" in sent
+    (got, _), _ = checked(sent, np.array(6))
+    assert np.array_equal(got, kernel)
+
+
+KERNEL, COUNTER = WEIGHTS
+BAD_ARRAYS = {
+    "too few arrays": ([KERNEL], "1 arrays instead of 2"),
+    "too many arrays": ([KERNEL, COUNTER, COUNTER], "3 arrays instead of 2"),
+    "no arrays": ([], "0 arrays instead of 2"),
+    "another shape": ([KERNEL.T, COUNTER], r"array 0 has shape \(3, 2\) instead of \(2, 3\)"),
+    "one dimension more": ([KERNEL, COUNTER[None]], r"array 1 has shape \(1,\) instead of \(\)"),
+    "another float": ([KERNEL.astype(np.float64), COUNTER], "array 0 has dtype float64 instead of float32"),
+    "another byte order": ([KERNEL.astype(">f4"), COUNTER], "array 0 has dtype >f4 instead of float32"),
+    "float counter": ([KERNEL, COUNTER.astype(np.float64)], "array 1 has dtype float64 instead of int64"),
+    "complex": ([KERNEL.astype(np.complex64), COUNTER], "array 0 claims dtype complex64"),
+    "text": ([np.full((2, 3), "boo"), COUNTER], "array 0 claims dtype <U3"),
+    "records": ([np.zeros((2, 3), [("a", "f4")]), COUNTER], "array 0 claims dtype"),
+    "empty": ([b"", COUNTER], "array 0 is not a NumPy array"),
+    "garbage": ([b"garbage" * 100, COUNTER], "array 0 is not a NumPy array"),
+    "a header that is no header": ([b"\x93NUMPY\x01\x00\x04\x00[[[[", COUNTER], "array 0 is not a NumPy array"),
+    "half a header": ([npy(KERNEL)[:40], COUNTER], "array 0 is not a NumPy array"),
+    "a giant header": ([forged("<f4", "(" + "1, " * 9000 + ")"), COUNTER], "array 0 is not a NumPy array"),
+    "a byte missing": ([npy(KERNEL)[:-1], COUNTER], "array 0 has 23 bytes, too many or too few for its shape"),
+    "a byte too many": ([npy(KERNEL) + b"\0", COUNTER], "array 0 has 25 bytes, too many or too few for its shape"),
+    "negative shape": ([forged("<f4", "(-2, -3)", bytes(24)), COUNTER], r"array 0 claims .* shape \(-2, -3\)"),
+    "a shape of truth": ([forged("<f4", "(True, 6)", bytes(24)), COUNTER], r"array 0 claims the shape \(True, 6\)"),
+    "no bytes in a giant shape": (
+        [forged("<f4", f"(0, {2**70})"), COUNTER],
+        r"array 0 claims the shape \(0, 11805916",
+    ),
+    "a hundred dimensions": (
+        [forged("<f4", "(" + "1, " * 100 + ")", bytes(4)), COUNTER],
+        r"array 0 claims the shape \(1, 1,",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arrays", "reason"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_arrays_that_dont_fit_are_turned_away_with_the_reason(arrays, reason):
+    with pytest.raises(BadUpdate, match=reason):
+        checked(*arrays)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_no_number_is_one_too_many(value):
+    kernel = KERNEL.copy()
+    kernel[1, 2] = value
+    with pytest.raises(BadUpdate, match=r"^array 0 holds NaN or infinite values$"):
+        checked(kernel, COUNTER)
+    with pytest.raises(BadUpdate, match=r"^array 0 holds NaN or infinite values$"):
+        read_weights(fit_res([kernel]).parameters)
+
+
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    fuse = tmp_path / "unpickled"
+    array = np.empty((2, 3), object)
+    array[:] = Bomb(fuse)
+    np.load(io.BytesIO(npy(array)), allow_pickle=True)
+    assert fuse.exists()  # the bomb works
+    fuse.unlink()
+    for payload in (npy(array), npy(array)[128:]):  # as an array of objects, and as a bare pickle
+        with pytest.raises(BadUpdate, match="array 0"):
+            checked(payload, COUNTER)
+        with pytest.raises(BadUpdate, match="array 0"):
+            read_weights(Parameters([payload], "numpy.ndarray"))
+    assert not fuse.exists()
+
+
+def test_a_giant_claim_of_few_bytes_sets_no_memory_aside():
+    claim = forged("<f4", f"({10**12},)", bytes(4))
+    tracemalloc.start()
+    with pytest.raises(BadUpdate, match="array 0 has 4 bytes, too many or too few for its shape"):
+        checked(claim, COUNTER)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_number_that_would_overflow_the_sum_is_turned_away():
+    with pytest.raises(BadUpdate, match=r"^array 0 holds 3e\+38, too large to be averaged$"):
+        checked(np.full((2, 3), -3e38, np.float32), np.array(5))
+
+
+@pytest.mark.parametrize("examples", [0, -1, 11, 2**60])
+def test_examples_must_be_some_and_no_more_than_declared(examples):
+    with pytest.raises(BadUpdate, match=rf"^it claims {examples} examples, having declared 10 when it joined$"):
+        checked(*WEIGHTS, examples=examples)
+    with pytest.raises(BadUpdate, match=rf"^it claims {examples} examples"):
+        check_evaluate(EvaluateRes(OK, 1.0, examples, {"accuracy": 0.5}), declared=10)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), "0.5", b"0.5", None])
+def test_a_training_loss_must_be_a_finite_number(loss):
+    metrics = {"other": 1.0} if loss is None else {"train_loss": loss}
+    with pytest.raises(BadUpdate, match=r"^its training loss is "):
+        checked(*WEIGHTS, **metrics)
+
+
+def test_a_clients_own_words_are_passed_on_in_one_clean_line():
+    with pytest.raises(BadUpdate, match=r"^it says: the disk is full of \[31mcolour$"):
+        checked(error="the disk\nis full of \x1b[31mcolour")
+
+
+def test_a_good_evaluation_is_loss_accuracy_and_examples():
+    assert check_evaluate(EvaluateRes(OK, 1.5, 4, {"accuracy": 1}), declared=4) == (1.5, 1.0, 4)
+
+
+@pytest.mark.parametrize("accuracy", [-0.01, 1.01, float("nan"), "0.5", None])
+def test_an_accuracy_is_a_number_within_0_and_1(accuracy):
+    with pytest.raises(BadUpdate, match=r"^its accuracy is .*, not within 0 and 1$"):
+        check_evaluate(EvaluateRes(OK, 1.0, 1, {"accuracy": accuracy}), declared=1)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_an_evaluation_loss_is_finite(loss):
+    with pytest.raises(BadUpdate, match=r"^its loss is (nan|inf)$"):
+        check_evaluate(EvaluateRes(OK, loss, 1, {"accuracy": 0.5}), declared=1)
+
+
+def test_untrained_weights_are_read_by_position_and_none_are_too_few():
+    kernel, counter = read_weights(fit_res(WEIGHTS).parameters)
+    assert (kernel.dtype, kernel.shape, counter.dtype, int(counter)) == (np.float32, (2, 3), np.int64, 5)
+    with pytest.raises(BadUpdate, match=r"^it holds no arrays$"):
+        read_weights(Parameters([], "numpy.ndarray"))
