@@ -6,10 +6,14 @@ import sys
 import pytest
 from processes import CLEAN, ROOT
 
+FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "wire")} | {
+    "scale": "--clients"
+}
 
-@pytest.mark.parametrize("name", ["accuracy", "async", "engines", "overhead", "wire"])
+
+@pytest.mark.parametrize("name", FLAGS)
 def test_a_benchmark_says_what_it_measures(name, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--images FOLDER" in done.stdout
+    assert FLAGS[name] in done.stdout

@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from engines import commands
 from processes import CLEAN, ROOT, Federation
 from runs import CLASSES, make_images, make_run
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted({line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()})
+ON_ENGINES = commands(README, "On Flower's engines")  # which test_engines.py runs
+COMMANDS = sorted(
+    {line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()} - {*ON_ENGINES}
+)
 QUICK = ["--rounds", "1", "--model", "lenet"]
 AFTERWARDS = re.compile(r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.report) ")  # on a finished run
 
