@@ -16,7 +16,7 @@ from processes import Federation
 
 GOALS = {"simulation": 2.5, "deployment": 4.5}  # times as fast as these the scripts shall be
 CONFIG = "model='lenet' dataset='{images}' run-dir='run'"
-NODES = "num-supernodes=3 client-resources-num-cpus=1"  # both cores at work
+NODES = "num-supernodes=3"
 
 
 def scripts(folder: Path, images: str) -> Federation:
@@ -27,15 +27,20 @@ def scripts(folder: Path, images: str) -> Federation:
     return federation
 
 
-def simulation(folder: Path, images: str) -> Federation:
-    """From starting the SuperLink, as the first `flwr run` does, to the end of the run."""
+def simulation(folder: Path, images: str, nodes: str = NODES) -> Federation:
+    """From starting the SuperLink, as the first `flwr run` does, to the end of the run; 2 cores a node, its default."""
     with Engine(folder, "local") as engine:
         engine.configure("insecure = true")
         engine.command("flower-superlink --insecure --simulation --port 9092").says("startup complete")
         engine.run(
-            f'flwr run . --stream --federation-config "{NODES}" --run-config "{CONFIG.format(images=images)}"', 900
+            f'flwr run . --stream --federation-config "{nodes}" --run-config "{CONFIG.format(images=images)}"', 900
         )
     return engine
+
+
+def simulation_tuned(folder: Path, images: str) -> Federation:
+    """The same with a core a node, so that two train at a time on two cores, as the scripts do."""
+    return simulation(folder, images, f"{NODES} client-resources-num-cpus=1")
 
 
 def deployment(folder: Path, images: str) -> Federation:
@@ -50,7 +55,12 @@ def deployment(folder: Path, images: str) -> Federation:
     return engine
 
 
-ENGINES = {"scripts": scripts, "simulation": simulation, "deployment": deployment}
+ENGINES = {
+    "scripts": scripts,
+    "simulation": simulation,
+    "simulation, a core a node": simulation_tuned,
+    "deployment": deployment,
+}
 
 
 def measure(name: str, images: str) -> dict:
@@ -86,12 +96,13 @@ def main() -> None:
         for name in ENGINES:
             runs[name].append(measure(name, images))
             words = "command {command:6.1f} s, rounds {rounds:6.1f} s, accuracy {accuracy:.4f}".format(**runs[name][-1])
-            print(f"run {number + 1} of {args.repeat}: {name:<10} {words}", flush=True)
+            print(f"run {number + 1} of {args.repeat}: {name:<25} {words}", flush=True)
     medians = {name: statistics.median(run["command"] for run in runs[name]) for name in ENGINES}
     rounds = {name: statistics.median(run["rounds"] for run in runs[name]) for name in ENGINES}
-    ratios = {name: medians[name] / medians["scripts"] for name in GOALS}
+    ratios = {name: medians[name] / medians["scripts"] for name in ENGINES if name != "scripts"}
     for name, ratio in ratios.items():
-        print(f"the scripts are {ratio:.2f} times as fast as the {name} engine (goal: {GOALS[name]} at least)")
+        goal = f" (goal: {GOALS[name]} at least)" if name in GOALS else ""
+        print(f"the scripts are {ratio:.2f} times as fast as the engine for {name}{goal}")
     result = {"machine": where, "seed": 0, "runs": runs, "median": medians, "median_rounds": rounds, "ratio": ratios}
     save("engines", {**result, "goal": GOALS})
     draw(medians, rounds)
