@@ -79,7 +79,7 @@ def draw(medians: dict[str, float], rounds: dict[str, float]) -> None:
         axes.barh(names, [medians[name] for name in names], color=theme.federated, alpha=0.4, label="whole command")
         axes.barh(names, [rounds[name] for name in names], color=theme.federated, height=0.4, label="rounds")
         axes.invert_yaxis()
-        axes.set(xlabel="seconds; lenet, three clients, three rounds, CIFAR-10")
+        axes.set(xlabel="seconds")
         axes.legend(frameon=False)
 
     plot("engines", {"": panel})

@@ -131,6 +131,7 @@ def draw(results: list[dict]) -> None:
         axes.plot(numbers, values, color=theme.federated, marker="o", markersize=4)
         axes.set(xscale="log", yscale="log", xlabel="clients", ylabel=label)
         axes.set_xticks(numbers, map(str, numbers))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.legend(frameon=False)
 
     seconds = lambda axes, theme: panel(axes, theme, "round_seconds", "seconds a round")  # noqa: E731
