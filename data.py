@@ -153,7 +153,7 @@ def read_image(path: str) -> np.ndarray:
     from PIL import Image, ImageOps  # only here: generated images do without
 
     try:
-        # In one piece: Pillow's many small reads take a seventh longer from a file.
+        # In one piece: Pillow's many small reads take longer from a file.
         with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -177,8 +177,6 @@ class Admission(Places):
         if (times <= 3 or times in (10, 100, 1000, 10_000, 100_000)) and not self.closed:
             self.notify("refuse", None, f"turned away: {words}" + (f" ({times:,} times)" if times > 3 else ""))
 
-    # What the loop of rounds needs
-
     # When it is over for a client
 
     def lose(self, client: ClientProxy) -> None:

@@ -44,7 +44,7 @@ class Places(ClientManager):
     """Flower's client manager as the loop of rounds needs it.
 
     notify(event, partition, words) is called from other threads for joins, leaves and refusals. Two kinds of
-    door lead here: Admission's, for streams of clients, and EngineAdmission's, for nodes of Flower's engines.
+    door lead here: Admission's, for streams of clients, and NodeAdmission's, for nodes of Flower's engines.
     """
 
     def __init__(self, num_places: int, recipe: Recipe, notify: Callable[[str, int | None, str], None]) -> None:
