@@ -79,15 +79,6 @@ def play(address: str, here: int, clients: int) -> None:
     sys.exit(any(each.failure or not each.farewell or each.farewell.kind != "finished" for each in members))
 
 
-def peak_mb(pid: int) -> float:
-    """The most memory that a process has had resident, in MB; 0 once it has ended."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
-
-
 def measure(clients: int, flags: list[str]) -> dict:
     """Seconds of a round (median), until all had joined, and the peak of the server's memory."""
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
@@ -96,10 +87,10 @@ def measure(clients: int, flags: list[str]) -> dict:
         for player in range(PLAYERS):
             here = len(range(player, clients, PLAYERS))
             federation.start(f"player {player}", __file__, "--play", federation.address, here, clients)
-        began, peak = time.monotonic(), 0.0
+        began, peak_kb = time.monotonic(), 0
         joined = None
         while server.popen.poll() is None:
-            peak = max(peak, peak_mb(server.popen.pid))
+            peak_kb = max(peak_kb, server.memory().get("VmHWM", 0))
             if joined is None and f"({clients} of {clients} there)" in server.output:
                 joined = time.monotonic() - began
             time.sleep(0.05)
@@ -111,7 +102,7 @@ def measure(clients: int, flags: list[str]) -> dict:
         "clients": clients,
         "round_seconds": statistics.median(row["seconds"] for row in rows[1:]),
         "join_seconds": joined,
-        "server_mb": peak,
+        "server_mb": peak_kb * 1024 / 1e6,
         "mb_a_round": sum(row["bytes_received"] for row in rows[1:]) / ROUNDS / 1e6,
     }
 

@@ -80,6 +80,14 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
+    def memory(self) -> dict[str, int]:
+        """VmRSS, what it has resident, and VmHWM, the most that it ever had, in kB (Linux); {} once it has ended."""
+        try:
+            text = Path(f"/proc/{self.popen.pid}/status").read_text()
+        except OSError:  # it may end, and another thread see to it, at any moment
+            return {}
+        return {name: int(kb) for name, kb in re.findall(r"^(VmRSS|VmHWM):\s+(\d+)", text, re.MULTILINE)}
+
     def end(self) -> None:
         if self.popen.poll() is None:
             self.popen.kill()

@@ -1,7 +1,6 @@
 """Hostile bytes: a flood of nonsense changes neither the model nor the server's memory by much, and shows little."""
 
 import random
-import re
 import socket
 import threading
 import time
@@ -31,14 +30,12 @@ class Memory:
 
     def __init__(self, process: Process):
         self.last: dict[str, int] = {}
-        self._path = Path(f"/proc/{process.popen.pid}/status")
         self._thread = threading.Thread(target=self._watch, args=(process,), daemon=True)
         self._thread.start()
 
     def _watch(self, process: Process) -> None:
         while process.popen.poll() is None:
-            found = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+)", self._path.read_text()))
-            self.last |= {name: int(value) for name, value in found.items()}  # nothing of a process that is just ending
+            self.last |= process.memory()  # nothing of a process that is just ending
             time.sleep(0.01)
 
     def at_the_end(self) -> dict[str, int]:

@@ -15,23 +15,13 @@ from federation.tables import table
 import numpy as np
 import pytest
 import torch
-from processes import CLEAN, ROOT, Federation, Process, free_port, wait_for
+from processes import CLEAN, ROOT, Federation, free_port, wait_for
 
 import demo
 from data import DataError
 
 SEED = ("--seed", 1)  # of both runs below, which must agree bit for bit; else all is as it comes
 on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which only Linux has")
-
-
-def status(process: Process, field: str) -> int:
-    """A number from /proc/<pid>/status, or 0 where the process has ended."""
-    try:
-        text = Path(f"/proc/{process.popen.pid}/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(rf"^{field}:\s+(\d+)", text, re.MULTILINE)
-    return int(found[1]) if found else 0
 
 
 # One command
@@ -140,7 +130,7 @@ def four_terminals(tmp_path_factory):
         server = federation.server(*SEED, cwd=folder)
         federation.peak_kb = 0
         while server.popen.poll() is None:
-            federation.peak_kb = max(federation.peak_kb, status(server, "VmHWM"))
+            federation.peak_kb = max(federation.peak_kb, server.memory().get("VmHWM", 0))
             time.sleep(0.02)
         for process in federation.processes:
             process.ends(0)
