@@ -5,6 +5,7 @@ Two runs that differ in rounding alone end that far apart. The strict reading is
 """
 
 import argparse
+import functools
 import math
 import statistics
 import sys
@@ -107,7 +108,7 @@ def draw(results: dict[str, list[dict]]) -> None:
         axes.set(title=name, xlabel="seconds", ylabel="accuracy")
         axes.legend(frameon=False, loc="lower right")
 
-    plot("async", {name: lambda axes, theme, name=name: panel(axes, theme, name) for name in results})
+    plot("async", *(functools.partial(panel, name=name) for name in results))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from federation.words import fail
 
 import numpy as np
 
-from client import CifarClient
+from client import CifarClient, num_cores
 from data import DataError, Folder
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +91,7 @@ def machine() -> dict:
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     return {
         "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
         "load_before": round(os.getloadavg()[0], 2),  # far from 0: other programs were at work too
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None,
@@ -104,11 +104,11 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, metavar="FOLDER", help="CIFAR-10 as train|test/<class>/* images")
 
 
-def plot(name: str, panels: dict[str, Callable[[object, pictures.Theme], None]]) -> None:
+def plot(name: str, *panels: Callable[[object, pictures.Theme], None]) -> None:
     """A picture beside the JSON: each panel(axes, theme) draws itself, one below the other."""
     png = io.BytesIO()
     with pictures.canvas(pictures.LIGHT, 3.2 * len(panels), png) as figure:
-        for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels.values(), strict=True):
+        for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
             panel(axes, pictures.LIGHT)
             axes.grid(True)
     (Path(__file__).parent / "results" / f"{name}.png").write_bytes(png.getvalue())

@@ -82,7 +82,7 @@ def draw(medians: dict[str, float], rounds: dict[str, float]) -> None:
         axes.set(xlabel="seconds")
         axes.legend(frameon=False)
 
-    plot("engines", {"": panel})
+    plot("engines", panel)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ work. A process for each core plays them, each with a connection of its own, one
 
 import argparse
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -28,12 +29,12 @@ import numpy as np
 from common import machine, plot, save
 from processes import Federation
 
-from client import CifarClient
+from client import CifarClient, num_cores
 from data import Synthetic
 
 NUMBERS = [3, 10, 30, 100, 300]
 ROUNDS = 3
-PLAYERS = len(os.sched_getaffinity(0))
+PLAYERS = num_cores()
 IMAGES = {"train": 20, "test": 5}  # a client
 GOAL_MB = 600  # the server's memory with 300 clients
 
@@ -125,9 +126,9 @@ def draw(results: list[dict]) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.legend(frameon=False)
 
-    seconds = lambda axes, theme: panel(axes, theme, "round_seconds", "seconds a round")  # noqa: E731
-    memory = lambda axes, theme: panel(axes, theme, "server_mb", "server's memory, MB")  # noqa: E731
-    plot("scale", {"seconds": seconds, "memory": memory})
+    seconds = functools.partial(panel, what="round_seconds", label="seconds a round")
+    memory = functools.partial(panel, what="server_mb", label="server's memory, MB")
+    plot("scale", seconds, memory)
 
 
 def main() -> None:

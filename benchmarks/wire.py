@@ -72,7 +72,7 @@ def draw(runs: dict[str, list[dict]]) -> None:
         axes.set(xlabel="MB a round; cnn, three clients", ylabel="--compress")
         axes.legend(frameon=False, loc="lower right")
 
-    plot("wire", {"": panel})
+    plot("wire", panel)
 
 
 def main() -> None:
