@@ -43,7 +43,8 @@ class Folder:
         files = {}
         for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
             names = sorted(entry.name for entry in os.scandir(folder / name))
-            files[name] = [f"{folder}/{name}/{file}" for file in names if Path(file).suffix.lower() in IMAGE_FILES]
+            names = [file for file in names if os.path.splitext(file)[1].lower() in IMAGE_FILES]
+            files[name] = [f"{folder}/{name}/{file}" for file in names]
             if not files[name]:
                 raise DataError(f"{folder / name} holds no image files; put some there, or remove the folder")
         if len(files) < 2:
