@@ -12,6 +12,7 @@ from federation.address import parse_server_address
 from federation.connection import stay_connected
 from federation.handshake import load_secret
 from federation.member import Member, Seat, leave
+from federation.memory import keep_memory
 from federation.node import Node
 from federation.partition import partition, split_test_set
 from federation.recipe import Recipe
@@ -241,6 +242,7 @@ def main() -> None:
     args = parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     torch.set_num_threads(args.threads or 1)
+    keep_memory()
     secret = load_secret(args.secret_file)  # before the data, which may take a while to come
     try:
         certificates = read_authority(args.ca_certificate) if args.ca_certificate else None
