@@ -26,7 +26,7 @@ def guard_server_lines() -> None:
 
 
 def guard_client_lines() -> None:
-    """Have flwr.client.start_client, which takes no options for gRPC, connect with CLIENT."""
+    """Have Flower's grpc_connection, which takes no options for gRPC, connect with CLIENT."""
     _add("insecure_channel", CLIENT)
     _add("secure_channel", CLIENT)
 
