@@ -53,7 +53,7 @@ class Cast:
             clients = [process for name, process in self.processes.items() if name != "server"]
             if server.poll() is None and all(process.poll() is not None for process in clients):
                 self._end_one(server)  # nobody is left who could come back
-            time.sleep(0.1)
+            time.sleep(0.02)
         for reader in self._readers:
             reader.join(5)
         return {name: process.returncode for name, process in self.processes.items()}
