@@ -200,7 +200,7 @@ class BufferedServer(FederatedServer):
             "train_loss": float(weighted_mean(losses)) if losses else None,
             "clients": len({change.training.partition for change in changes}),
             "seconds": round(seconds, 3),
-            "bytes_received": sum(num_bytes(change.arrays, self.recipe.compress) for change in changes),
+            "bytes_received": sum(num_bytes(change.weights, self.recipe.compress) for change in changes),
             "accuracy_by_client": {},
             "updates": [change.to_json() for change in changes],  # in their order of arrival
             "time": round(self._seconds(), 3),  # since the run began: made, and last evaluated

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from federation.checks import Update
 from federation.recipe import Terms
-from federation.strategy import as_dtype, clip, weighted_mean
+from federation.strategy import CheckedStrategy, as_dtype, clip, weighted_mean
 from federation.wire import as_sent
 
 import numpy as np
@@ -25,11 +25,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Change:
-    """What one training would change, waiting in the buffer."""
+    """What one training made of its model, waiting in the buffer."""
 
     training: Training
     staleness: int  # versions made since the client got its model
-    arrays: list[np.ndarray]  # by position: new minus old where the array is trained, else the new values
+    weights: list[np.ndarray]
+    base: list[np.ndarray]  # the weights that it started from
     examples: int
     train_loss: float
 
@@ -55,6 +56,7 @@ class FedBuff:
         self.version = 0
         self.updates = 0
         self.buffer: list[Change] = []
+        self._fedavg = CheckedStrategy("fedavg", weights, statistics, compress=compress)
         self._measured = {i for i, array in enumerate(weights) if i in statistics or array.dtype.kind != "f"}
         self._trainings: dict[int, int] = {}  # done, by partition
         self._returned: dict[int, Training] = {}  # the last one that came back since the client got its next
@@ -89,9 +91,7 @@ class FedBuff:
         weights, examples = update
         if self.terms.max_update_norm is not None:
             weights = clip(weights, base, self.terms.max_update_norm)
-        pairs = enumerate(zip(weights, base, strict=True))
-        arrays = [new if i in self._measured else new - old for i, (new, old) in pairs]
-        self.buffer.append(Change(training, staleness, arrays, examples, train_loss))
+        self.buffer.append(Change(training, staleness, weights, base, examples, train_loss))
         self.updates += 1
         return True
 
@@ -108,16 +108,21 @@ class FedBuff:
         """
         changes, self.buffer = self.buffer, []
         in_order = sorted(changes, key=lambda change: (change.training.partition, change.training.number))
-        part = min(1.0, len(changes) / self.terms.buffer_size)
-        new = []
-        for i, old in enumerate(self.weights):
-            measured = i in self._measured
-            steps = [(c.arrays[i] - old if measured else c.arrays[i], c.examples, c.staleness) for c in in_order]
-            rate = part * (1.0 if measured else self.terms.server_learning_rate)
-            new.append(as_dtype(old + rate * mean_step(steps), old.dtype))
-        self.weights = as_sent(new, self.compress)
+        part, rate = min(1.0, len(changes) / self.terms.buffer_size), self.terms.server_learning_rate
+        if part == rate == 1.0 and not any(change.staleness for change in changes):
+            # The formula is FedAvg's then. Computed as in rounds, it ends in the same bits too.
+            self.weights = self._fedavg.aggregate(self.weights, [(c.weights, c.examples) for c in in_order])
+        else:
+            moved = [self._moved(i, in_order, part, rate) for i in range(len(self.weights))]
+            self.weights = as_sent(moved, self.compress)
         self.version += 1
         return changes
+
+    def _moved(self, i: int, changes: list[Change], part: float, rate: float) -> np.ndarray:
+        """The array at position i, one step on; where it is measured, not trained, towards what was measured."""
+        old, measured = self.weights[i], i in self._measured
+        steps = [(c.weights[i] - (old if measured else c.base[i]), c.examples, c.staleness) for c in changes]
+        return as_dtype(old + part * (1.0 if measured else rate) * mean_step(steps), old.dtype)
 
 
 def mean_step(steps: list[tuple[np.ndarray, int, int]]) -> np.ndarray:
