@@ -29,6 +29,7 @@ from client import CifarClient, num_cores
 from data import DataError, Folder
 
 ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
 
 
 class InMemory:
@@ -111,11 +112,11 @@ def plot(name: str, *panels: Callable[[object, pictures.Theme], None]) -> None:
         for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
             panel(axes, pictures.LIGHT)
             axes.grid(True)
-    (Path(__file__).parent / "results" / f"{name}.png").write_bytes(png.getvalue())
+    (RESULTS / f"{name}.png").write_bytes(png.getvalue())
 
 
 def save(name: str, results: dict) -> None:
-    path = Path(__file__).parent / "results" / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwritten to {path.relative_to(ROOT)}")

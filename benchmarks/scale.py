@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from federation import keepalive
 from federation.connection import stay_connected
 from federation.member import Member
+from federation.memory import keep_memory
 
 import numpy as np
 from common import machine, plot, save
@@ -69,6 +70,7 @@ def play(address: str, here: int, clients: int) -> None:
     """`here` clients of so many, in threads of this process. Exits with 1 where one doesn't stay to the end."""
     # Channels of one process would share a connection, which clients on different machines don't.
     keepalive.CLIENT.append(("grpc.use_local_subchannel_pool", 1))
+    keep_memory()  # as client.py does
     dataset = Few(clients)
     members = [OneAtATime(lambda seat: CifarClient(dataset, seat), dataset.classes) for _ in range(here)]
     threads = [threading.Thread(target=stay_connected, args=(each, address), kwargs={"wait": 60}) for each in members]
