@@ -10,8 +10,8 @@ from federation.run_folder import RunFolder
 import numpy as np
 import pytest
 import torch
+from made_runs import CLASSES, RECIPE, call, make_history, make_images, make_run
 from processes import Process
-from runs import CLASSES, RECIPE, call, make_history, make_images, make_run
 
 import baseline
 import evaluate

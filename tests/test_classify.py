@@ -12,9 +12,9 @@ from federation.run_folder import RunFolder
 import numpy as np
 import pytest
 import torch
+from made_runs import CLASSES, call, make_images
 from PIL import Image
 from processes import CLEAN, ROOT, Process
-from runs import CLASSES, call, make_images
 
 import classify
 import client

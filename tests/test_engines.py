@@ -17,8 +17,8 @@ from federation.recipe import Recipe, Terms
 import pytest
 from engines import Engine, commands
 from flwr.app import Context, RecordDict
+from made_runs import make_images
 from processes import ROOT, Federation, wait_for
-from runs import make_images
 
 LINES = commands((ROOT / "README.md").read_text(), "On Flower's engines")
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]

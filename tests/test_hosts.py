@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 from hosts import Host, Hosts, NoHosts
+from made_runs import make_images
 from processes import ROOT, Federation, Process, wait_for
-from runs import make_images
 
 CUT_SECONDS = 20
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from engines import commands
+from made_runs import CLASSES, make_images, make_run
 from processes import CLEAN, ROOT, Federation
-from runs import CLASSES, make_images, make_run
 
 README = (ROOT / "README.md").read_text()
 ON_ENGINES = commands(README, "On Flower's engines")  # which test_engines.py runs

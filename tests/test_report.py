@@ -18,8 +18,8 @@ from federation.tables import comparison, in_columns, mean, size, verdict
 
 import numpy as np
 import pytest
+from made_runs import CLASSES, RECIPE, call, make_baseline, make_history
 from PIL import Image
-from runs import CLASSES, RECIPE, call, make_baseline, make_history
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "</p><script>document.title = 'evil'</script><img src=https://evil.example/x.png>"
