@@ -55,19 +55,21 @@ def stay_connected(
 
 
 def answer(client: Client, address: str, root_certificates: bytes | None) -> None:
-    """Answer the server's messages until it ends the stream in order; raises grpc.RpcError or StopIteration otherwise.
+    """Answer the server's messages until it ends the stream for good; raises grpc.RpcError or StopIteration otherwise.
 
     The stream and the handlers are those of flwr.client.start_client, which does the same, but imports all of
     Flower's programs with their database and web server for it: a fifth of a client's start.
     """
-    with grpc_connection(address, root_certificates is None, None, root_certificates=root_certificates) as line:
-        receive, send, *_ = line
-        while True:
-            message = receive()
-            goodbye, _ = handle_control_message(message)
-            send(goodbye or handle_legacy_message_from_msgtype(lambda _: client, message, None))
-            if goodbye:
-                return
+    pause = True
+    while pause:
+        with grpc_connection(address, root_certificates is None, None, root_certificates=root_certificates) as line:
+            receive, send, *_ = line
+            goodbye = None
+            while not goodbye:
+                message = receive()
+                goodbye, pause = handle_control_message(message)
+                send(goodbye or handle_legacy_message_from_msgtype(lambda _: client, message, None))
+        time.sleep(pause)  # seconds after which the server wants to be asked again, or 0
 
 
 def _hush(broken: threading.ExceptHookArgs) -> None:
