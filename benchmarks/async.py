@@ -128,7 +128,8 @@ def main() -> None:
 
 def earlier() -> dict[str, list[dict]]:
     """What the last runs of each case gave: a case that is not run again keeps its figures."""
-    kept = json.loads((RESULTS / "async.json").read_text())["runs"] if (RESULTS / "async.json").exists() else {}
+    path = RESULTS / "async.json"
+    kept = json.loads(path.read_text())["runs"] if path.exists() else {}
     return {name: kept.get(name, []) for name in CASES}
 
 
