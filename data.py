@@ -155,7 +155,7 @@ def read_image(path: str) -> np.ndarray:
 
     try:
         # In one piece: Pillow's many small reads take longer from a file.
-        with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
+        with open(path, "rb") as file, Image.open(io.BytesIO(file.read())) as image:
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode not in ("RGB", "L") or "transparency" in image.info:

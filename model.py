@@ -64,14 +64,17 @@ def cosine_filters(count: int, size: int) -> torch.Tensor:
 
 
 class LeNet(nn.Sequential):
-    """The article's network, that of PyTorch's tutorial: 62,006 weights for 10 classes."""
+    """The article's network, that of PyTorch's tutorial: 62,006 weights for 10 classes.
+
+    Pooling comes before the ReLU, which it makes four times cheaper: the greatest of four and 0 is the same either way.
+    """
 
     any_size = False
 
     def __init__(self, num_classes: int):
         super().__init__(
-            nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2),  # (n, 6, 14, 14)
-            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),  # (n, 16, 5, 5)
+            nn.Conv2d(3, 6, 5), nn.MaxPool2d(2), nn.ReLU(),  # (n, 6, 14, 14)
+            nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(),  # (n, 16, 5, 5)
             nn.Flatten(),
             nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, num_classes),
         )  # fmt: skip
