@@ -150,7 +150,7 @@ def train(
     """
     device = next(network.parameters()).device
     network.train()
-    parameters = list(network.parameters())
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]  # frozen ones stay
     momenta: list[torch.Tensor | None] = [None] * len(parameters)
     # The log of the client's own class frequencies, added to the logits, takes its mix of classes out of what the
     # network learns: it is not rewarded for forgetting the classes that this client lacks. Logit adjustment, Menon
@@ -175,11 +175,9 @@ def train(
             x = F.interpolate(x, size=SMALL, mode="area")
         target = targets[labels[batch].to(device)]  # (n, classes)
         loss = F.cross_entropy(network(x) + log_prior, target)
-        network.zero_grad()
-        loss.backward()
+        gradients = torch.autograd.grad(loss, parameters)
         # torch.optim.SGD as a function: the class imports torch's compiler, a second for each client.
         with torch.no_grad():
-            gradients = [parameter.grad for parameter in parameters]
             sgd(parameters, gradients, momenta, lr=learning_rate * rate_at(t), **SGD)
         total += loss.item() * len(batch)
         seen += len(batch)

@@ -171,6 +171,15 @@ def test_any_number_of_images_trains_to_numbers(network, n):
     assert not same_bits(before, after)
 
 
+def test_frozen_weights_stay_while_the_others_learn(network):
+    frozen, *learning = network.parameters()
+    frozen.requires_grad_(False)
+    before = [parameter.detach().clone() for parameter in (frozen, *learning)]
+    train(network, 8)
+    assert torch.equal(frozen, before[0])
+    assert not any(torch.equal(now, old) for now, old in zip(learning, before[1:], strict=True))
+
+
 def test_training_again_after_evaluation_goes_on_measuring(network):
     train(network, 8)
     model.evaluate(network, *examples(8))
