@@ -36,6 +36,7 @@ DARK = Theme("#15171b", "#ececee", "#5a5d64", "#20242a", federated="#56B4E9", ce
 def canvas(theme: Theme, height: float, png: io.BytesIO) -> Iterator:
     """A figure in the theme's colours, which is saved into png at the end."""
     import matplotlib  # only here: it costs half a second and 37 MB, and the server must listen at once
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     colours = {
@@ -54,9 +55,9 @@ def canvas(theme: Theme, height: float, png: io.BytesIO) -> Iterator:
     }
     with matplotlib.rc_context({**colours, **ours}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a class name in a script the font lacks
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
         yield figure
-        figure.savefig(png, dpi=150, format="png")
+        FigureCanvasAgg(figure).print_png(png)  # savefig would draw everything twice
 
 
 def accuracy(history: History, baseline: dict | None, theme: Theme) -> bytes:
