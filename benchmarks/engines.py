@@ -28,7 +28,10 @@ def scripts(folder: Path, images: str) -> Federation:
 
 
 def simulation(folder: Path, images: str, nodes: str = NODES) -> Federation:
-    """From starting the SuperLink, as the first `flwr run` does, to the end of the run; 2 cores a node, its default."""
+    """From starting the SuperLink, as the first `flwr run` does, to the end of the run; 2 cores a node, its default.
+
+    A client trains on one of them, as it does in the scripts, so that the bits are the same.
+    """
     with Engine(folder, "local") as engine:
         engine.configure("insecure = true")
         engine.command("flower-superlink --insecure --simulation --port 9092").says("startup complete")
