@@ -159,6 +159,7 @@ def test_a_client_that_finds_too_many_connections_keeps_asking(federation):
 
 def test_an_oversized_message_costs_the_sender_its_place_and_nobody_else_anything(federation):
     server = federation.server("--rounds", 3, "--max-message-mb", 1, "--rejoin-wait", 0)
+    server.says("waiting for 3 clients")  # else a client may say first that no server is there
     clients = [federation.tiny("--partition-id", i, "--seconds", 1) for i in (0, 2)]  # else the server is gone first
     huge = federation.tiny("--partition-id", 1, "--behave", "huge", "--in-round", 2)
     said = huge.ends(1).splitlines()
