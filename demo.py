@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from federation.tables import table
-from federation.words import fail
+from federation.words import fail, say
 
 from data import DataError, open_dataset
 
@@ -77,7 +77,7 @@ def _pass_on(name: str, colour: int, process: subprocess.Popen) -> None:
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         label = f"\033[{colour}m{label}\033[0m"
     for line in process.stdout:
-        print(label, line.rstrip(), flush=True)
+        say(f"{label} {line.rstrip()}")
 
 
 def choose_dataset(name: str | None, data_dir: str) -> str:

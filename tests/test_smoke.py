@@ -48,6 +48,16 @@ def test_every_line_of_the_demo_says_who_speaks(one_command):
     assert {line.partition(" |")[0].rstrip() for line in lines} == {"server", "client 0", "client 1", "client 2"}
 
 
+def test_speakers_of_the_demo_never_share_a_line(tmp_path):
+    program = ["import demo", "cast = demo.Cast()"]
+    for name in ("server", "client 0", "client 1"):
+        program.append(f"cast.start({name!r}, ['-c', 'for i in range(3000): print(i)'])")
+    with Federation(tmp_path) as federation:
+        said = federation.start("cast", "-c", "\n".join([*program, "cast.wait()"])).ends(0).splitlines()
+    for name in ("server  ", "client 0", "client 1"):
+        assert [line for line in said if line.startswith(name)] == [f"{name} | {i}" for i in range(3000)]
+
+
 def test_the_demo_closes_with_the_table_of_history_the_picture_and_the_time(one_command):
     _, closing = spoken(one_command)
     rows = one_command.history()["rounds"]
