@@ -175,7 +175,7 @@ def train(
             x = F.interpolate(x, size=SMALL, mode="area")
         target = targets[labels[batch].to(device)]  # (n, classes)
         loss = F.cross_entropy(network(x) + log_prior, target)
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = list(torch.autograd.grad(loss, parameters))
         # torch.optim.SGD as a function: the class imports torch's compiler, a second for each client.
         with torch.no_grad():
             sgd(parameters, gradients, momenta, lr=learning_rate * rate_at(t), **SGD)
