@@ -1,32 +1,37 @@
 """The same training without federation: one model on all the clients' images, and each client on its own alone."""
 
 import argparse
-import json
 import sys
 import time
 
-from federation.recipe import Recipe
-from federation.run_folder import History, write_whole
-from federation.tables import TIMES, comparison, in_columns, verdict
-from federation.words import fail, say
+from federation.client.compute import find_device
+from federation.client.options import add_device_flag
+from federation.config import MAIN_METRIC, Recipe
+from federation.console import Parser, fail, say
+from federation.partition import shares
+from federation.process import num_cores, write_whole
+from federation.results.comparison import Baseline, Training, comparison, verdict
+from federation.results.history import History, RoundRecord
+from federation.results.tables import in_columns, score
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import evaluate
 import model
-from client import DEVICES, find_device, load, num_cores, round_seed, shares
-from data import DataError
+from data import DataError, load
 
 EPILOG = """\
 Both get what a client gets: the recipe of the run, as many passes as its rounds made, and the same
 schedule over all of them; all models are scored on the same whole test set after each round. The
 results go to baseline.json in the run folder, and into accuracy.png and report.html.
+
+example:
+  python baseline.py --run runs/2026-11-22-140000 --dataset my-images
 """
 
 
-class Bench:
+class Trainer:
     """Trains one model after another on parts of the same images."""
 
     def __init__(self, recipe: Recipe, rounds: int, classes: int, device: str) -> None:
@@ -37,48 +42,38 @@ class Bench:
         self.train: tuple[torch.Tensor, torch.Tensor]  # images, labels
         self.test: tuple[torch.Tensor, torch.Tensor]
 
-    def run(self, name: str, rows: np.ndarray, stream: int) -> dict:
+    def run(self, name: str, rows: np.ndarray, stream: int) -> Training:
         """Train on these rows of the images, and score after every round; the stream of randomness is a partition's."""
-        recipe = self.recipe
-        network = model.build(recipe.model, self.classes, recipe.seed).to(self.device)
+        network = model.build(self.recipe.model, self.classes, self.recipe.seed).to(self.device)
         images, labels = (tensor[torch.from_numpy(rows)] for tensor in self.train)
-        scores = [self._score(network, 0, 0.0)]
+        records = [self._score(network, 0, 0.0)]
         for number in range(1, self.rounds + 1):
             began = time.monotonic()
-            with tqdm(desc=f"{name}, round {number}", unit=" batches", leave=False, disable=None) as bar:
+            title = f"{name}, round {number}"
+            model.train_round(network, images, labels, self.recipe, stream, number, title=title)
+            record = self._score(network, number, time.monotonic() - began)
+            records.append(record)
+            main = f"{MAIN_METRIC} {score(record.metrics[MAIN_METRIC], MAIN_METRIC)}"
+            say(f"{title}: {len(rows):,} images in {record.seconds:.1f} s, {main}")
+        return Training(len(rows), records)
 
-                def show(done: int, total: int, bar: tqdm = bar) -> None:
-                    bar.total = total
-                    bar.update(done - bar.n)
-
-                model.train(
-                    network,
-                    images,
-                    labels,
-                    epochs=recipe.local_epochs,
-                    batch_size=recipe.batch_size,
-                    learning_rate=recipe.learning_rate,
-                    start=(number - 1) / recipe.rounds,
-                    end=number / recipe.rounds,
-                    seed=round_seed(recipe.seed, stream, number),
-                    on_batch=show,
-                )
-            scores.append(self._score(network, number, time.monotonic() - began))
-            took, accuracy = scores[-1]["seconds"], scores[-1]["accuracy"]
-            say(f"{name}, round {number}: {len(rows):,} images in {took:.1f} s, accuracy {accuracy:.4f}")
-        return {"images": len(rows), "rounds": scores}
-
-    def _score(self, network: torch.nn.Module, number: int, seconds: float) -> dict:
-        loss, accuracy = model.evaluate(network, *self.test)
-        return {"round": number, "accuracy": accuracy, "loss": loss, "seconds": round(seconds, 3)}
+    def _score(self, network: torch.nn.Module, number: int, seconds: float) -> RoundRecord:
+        return RoundRecord(number, model.evaluate(network, *self.test), seconds=round(seconds, 3))
 
 
 def clients_images(dataset, recipe: Recipe, history: History) -> list[np.ndarray]:
     """Which training images each client had. Exits with 2 and one line where this data set can't be what they had."""
-    if recipe.partitioner == "whole":
-        fail("the clients of this run brought images of their own (--partitioner whole); only they have them", 2)
-    parts, _ = shares(dataset, history.config["clients"], recipe)
-    labels = dataset.labels("train", recipe.seed)
+    if recipe.partitioner == "local":
+        fail("the clients of this run brought images of their own (--partitioner local); only they have them", 2)
+    labels, test_labels = (dataset.labels(split, recipe.seed) for split in ("train", "test"))
+    parts, _ = shares(
+        labels,
+        test_labels,
+        history.config["clients"],
+        partitioner=recipe.partitioner,
+        alpha=recipe.alpha,
+        seed=recipe.seed,
+    )
     for partition, counts in history.config.get("class_counts", {}).items():
         if np.bincount(labels[parts[int(partition)]], minlength=len(counts)).tolist() != counts:
             fail(f"--dataset holds other images than client {partition} had; give the data set of the clients", 2)
@@ -90,52 +85,45 @@ def compare(args: argparse.Namespace, device: str) -> None:
     rounds = history.by_round()[-1]["round"]
     if rounds < 1:
         fail(f"--run {args.run} has not finished its first round; there is nothing to compare with", 2)
-    bench = Bench(recipe, rounds, len(dataset.classes), device)
+    trainer = Trainer(recipe, rounds, len(dataset.classes), device)
     try:
         parts = clients_images(dataset, recipe, history)
         everybodys = np.sort(np.concatenate(parts))
-        bench.train = load(dataset, "train", everybodys, recipe.seed)
-        bench.test = load(dataset, "test", np.arange(len(dataset.labels("test", recipe.seed))), recipe.seed)
+        trainer.train = load(dataset, "train", everybodys, recipe.seed)
+        trainer.test = load(dataset, "test", np.arange(len(dataset.labels("test", recipe.seed))), recipe.seed)
     except (DataError, ValueError) as error:
         fail(str(error))
     fraction = history.config.get("fraction_fit", 1.0)
     if fraction < 1:
         say(f"in each round of the federation {fraction:g} of the clients trained; here all do, in every round")
     # One past the last partition: a stream of randomness of its own.
-    centralised = bench.run("centralised", np.arange(len(everybodys)), stream=len(parts))
+    centralised = trainer.run("centralised", np.arange(len(everybodys)), stream=len(parts))
     alone = []
     for partition, part in enumerate(parts):
-        one = bench.run(f"client {partition} alone", np.searchsorted(everybodys, part), stream=partition)
-        alone.append({"partition": partition, **one})
-    baseline = {
-        "test_images": len(bench.test[1]),
-        "threads": torch.get_num_threads(),
-        "device": device,
-        "centralised": centralised,
-        "alone": alone,
-    }
-    say(f"\n{in_columns(comparison(history, baseline))}\n\n{verdict(history, baseline)}\n{TIMES.format(**baseline)}\n")
+        one = trainer.run(f"client {partition} alone", np.searchsorted(everybodys, part), stream=partition)
+        one.partition = partition
+        alone.append(one)
+    baseline = Baseline(len(trainer.test[1]), torch.get_num_threads(), device, centralised, alone)
+    say(f"\n{in_columns(comparison(history, baseline))}\n\n{verdict(history, baseline)}\n{baseline.about_times()}\n")
+    for name in set(history.metric_names()) - {MAIN_METRIC, "loss"}:
+        say(f"{name}:\n{in_columns(comparison(history, baseline, name))}\n")
     try:
-        write_whole(folder.path / "baseline.json", lambda file: file.write(json.dumps(baseline, indent=1).encode()))
+        write_whole(folder.path / "baseline.json", lambda file: file.write(baseline.to_json().encode()))
         evaluate.draw(folder)
     except OSError as error:
         fail(f"{folder.path} can't be written ({error.strerror})")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, usage="%(prog)s --run RUN_DIR [options]", epilog=EPILOG)
     evaluate.add_run_flags(parser)
-    parser.add_argument("--device", default="auto", choices=DEVICES, help="where to train (default: as client.py)")
-    parser.add_argument(
-        "--threads", type=int, default=num_cores(), metavar="N", help="CPU threads (default: all cores)"
-    )
+    add_device_flag(parser)
+    parser.add_argument("--threads", type=int, default=num_cores(), metavar="N", help="CPU threads")
     args = parser.parse_args()
     if args.threads < 1:
         parser.error(f"--threads must be at least 1, got {args.threads}")
     torch.set_num_threads(args.threads)
-    compare(args, find_device(parser, args.device))
+    compare(args, find_device(args.device))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ import json
 import os
 import sys
 
-from federation.words import fail
+from federation.client import model_file
+from federation.console import Parser, fail
 
 import torch
 
 import model
-import model_file
 from data import SIDE, DataError, read_image
 
 EPILOG = """\
@@ -42,9 +42,7 @@ def as_json(path: str, found: list[tuple[str, float]]) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, usage="%(prog)s --model FILE [options] [IMAGE ...]", epilog=EPILOG)
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="image files")
     add("--model", required=True, metavar="FILE", help="a server's model.npz, or what a client's --save wrote")
@@ -58,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def export(network: torch.nn.Module, classes: list[str], path: str) -> None:
     try:
-        model_file.export_onnx(path, network, classes)
+        model_file.export_onnx(path, model, network, classes)
     except ImportError:
         fail("--onnx needs the packages onnx and onnxscript; install them: pip install onnx onnxscript")
     except OSError as error:
@@ -69,7 +67,7 @@ def export(network: torch.nn.Module, classes: list[str], path: str) -> None:
 def main() -> int:
     args = parse_args()
     try:
-        network, classes = model_file.load(args.model)
+        network, classes = model_file.load(args.model, model)
     except model_file.ModelFileError as error:
         fail(f"--model {error}")
     if args.onnx:

@@ -155,7 +155,8 @@ def read_image(path: str) -> np.ndarray:
 
     try:
         # In one piece: Pillow's many small reads take longer from a file.
-        with open(path, "rb") as file, Image.open(io.BytesIO(file.read())) as image:
+        with open(path, "rb") as file, Image.open(io.BytesIO(file.read())) as opened:
+            image: Image.Image = opened
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode not in ("RGB", "L") or "transparency" in image.info:
@@ -170,6 +171,14 @@ def read_image(path: str) -> np.ndarray:
         raise DataError(f"{path} is not a readable image ({type(error).__name__}); mend or remove it") from None
 
 
+def load(dataset, split: str, indices: np.ndarray, seed: int):  # -> tuple[torch.Tensor, torch.Tensor]
+    """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of these examples, as the network takes them."""
+    import torch  # only here: who only lists a data set does without
+
+    labels = dataset.labels(split, seed)[indices]
+    return torch.from_numpy(dataset.images(split, indices, seed)), torch.from_numpy(labels)
+
+
 def open_dataset(name: str, data_dir: str) -> "Folder | Cifar10 | Synthetic":
     """The data set of --dataset: cifar10, synthetic, or a folder's path. Raises DataError where it can't be had."""
     if name == "synthetic":
@@ -178,4 +187,7 @@ def open_dataset(name: str, data_dir: str) -> "Folder | Cifar10 | Synthetic":
         return Cifar10(data_dir)
     if not Path(name).exists():
         raise DataError(f"--dataset {name!r} is neither cifar10, nor synthetic, nor a folder that exists")
-    return Folder(name)
+    try:
+        return Folder(name)
+    except OSError as error:
+        raise DataError(f"{error.filename} can't be read ({error.strerror}); give this user the right to") from None

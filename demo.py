@@ -1,7 +1,6 @@
 """The whole federation on this machine: one server and its clients, from one command."""
 
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -12,15 +11,23 @@ import threading
 import time
 from pathlib import Path
 
-from federation.tables import table
-from federation.words import fail, say
+from federation.client.options import add_data_flags
+from federation.console import Parser, fail, say
+from federation.results.history import History
+from federation.results.tables import table
 
 from data import DataError, open_dataset
 
+EXAMPLES = """\
+examples:
+  python demo.py                                              CIFAR-10, or generated images where it can't be had
+  python demo.py --dataset my-images --clients 5
+  python demo.py --compare -- --partitioner dirichlet --alpha 0.1
+"""
 COLOURS = [36, 32, 33, 35, 34, 31]  # ANSI: the server's, then the clients'
 
 
-class Cast:
+class Processes:
     """The processes of a demo; they end with it, whatever happens."""
 
     def __init__(self) -> None:
@@ -76,7 +83,7 @@ def _pass_on(name: str, colour: int, process: subprocess.Popen) -> None:
     label = f"{name:<8} |"
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         label = f"\033[{colour}m{label}\033[0m"
-    for line in process.stdout:
+    for line in process.stdout or ():
         say(f"{label} {line.rstrip()}")
 
 
@@ -104,15 +111,11 @@ def free_port() -> int:
 
 
 def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        usage="%(prog)s [options] [-- options of server.py]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser(__doc__, usage="%(prog)s [options] [-- options of server.py]", epilog=EXAMPLES)
     parser.add_argument("--clients", type=int, default=3, metavar="N", help="how many")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="server rounds")
-    parser.add_argument("--dataset", help="cifar10, synthetic, or a FOLDER (default: cifar10, else synthetic)")
-    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
+    add_data_flags(parser)
+    parser.set_defaults(dataset=None)  # which then may become synthetic
     parser.add_argument("--compare", action="store_true", help="then train without federation too, and compare")
     parser.add_argument("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     own, server = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
@@ -133,24 +136,26 @@ def main() -> int:
     address = f"127.0.0.1:{free_port()}"
     run_dir = Path(args.run_dir or time.strftime("runs/%Y-%m-%d-%H%M%S")).resolve()
     data_dir = ["--data-dir", str(Path(args.data_dir).resolve())]
-    cast = Cast()
+    processes = Processes()
     try:
         counts = ["--rounds", str(args.rounds), "--clients", str(args.clients)]
-        cast.start("server", ["server.py", "--address", address, "--run-dir", str(run_dir), *counts, *server_options])
+        processes.start(
+            "server", ["server.py", "--address", address, "--run-dir", str(run_dir), *counts, *server_options]
+        )
         for number in range(args.clients):
             where = ["--server", address, "--dataset", dataset, *data_dir]
             # Clients get partitions by themselves; asked for, the numbers on the screen agree.
-            cast.start(f"client {number}", ["client.py", *where, "--partition-id", str(number), "--wait", "60"])
-        codes = cast.wait()
+            processes.start(f"client {number}", ["client.py", *where, "--partition-id", str(number), "--wait", "60"])
+        codes = processes.wait()
     finally:
-        cast.end()
+        processes.end()
     failed = {name: code for name, code in codes.items() if code}
     if failed:
         ended = ", ".join(f"{name} ended with exit code {code}" for name, code in failed.items())
         print(f"demo: {ended}", file=sys.stderr)
         return 2 if codes["server"] == 2 else 1
-    history = json.loads((run_dir / "history.json").read_text())
-    print(f"\n{table(history['rounds'])}\n")
+    history = History.from_json((run_dir / "history.json").read_text())
+    print(f"\n{table(history.rounds)}\n")
     if dataset == "synthetic":
         print("These are generated images: their accuracy means nothing for CIFAR-10.")
     print(f"picture: {run_dir / 'accuracy.png'}\npage: {run_dir / 'report.html'}")

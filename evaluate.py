@@ -3,24 +3,29 @@
 import argparse
 import sys
 
-from federation import report
-from federation.claims import LONGEST_NAME
-from federation.recipe import EARLIER, RECIPE_FIELDS, Recipe
-from federation.run_folder import RunFolder, write_whole
-from federation.tables import in_columns
-from federation.words import clean, fail, say
+from federation.client import model_file
+from federation.client.options import add_data_flags
+from federation.config import Recipe
+from federation.console import Parser, clean, fail, say
+from federation.process import num_cores, write_whole
+from federation.protocol import LONGEST_NAME
+from federation.results import report
+from federation.results.run_folder import RunFolder
+from federation.results.tables import in_columns
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import model
-import model_file
-from client import load, num_cores
-from data import DataError, open_dataset
+from data import DataError, load, open_dataset
 
-EXAMPLES = 25
+SHOWN = 25
 CHUNK = 500  # images at a time
+EXAMPLES = """\
+example:
+  python evaluate.py --run runs/2026-11-22-140000 --dataset my-images
+"""
 
 
 def predict_all(network: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
@@ -48,19 +53,15 @@ def by_class(confusion: np.ndarray, classes: list[str]) -> list[list[str]]:
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN_DIR", help="the folder of a finished run")
-    parser.add_argument("--dataset", default="cifar10", help="as for client.py: cifar10, synthetic, or a FOLDER")
-    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
+    add_data_flags(parser)
 
 
 def open_run(args: argparse.Namespace):  # -> tuple[RunFolder, History, Recipe, the data set]
     """The run and the data set it was about. Exits with one line where they can't be had, or don't fit."""
-    folder, history = report.open_run(args.run)
+    folder, history = report.open_finished(args.run)
     try:
-        config = {**EARLIER, **history.config}
-        recipe = Recipe(**{name: config[name] for name in RECIPE_FIELDS})
+        recipe = Recipe.from_stored(history.config)
         dataset = open_dataset(args.dataset, args.data_dir)
-    except KeyError as error:
-        fail(f"--run {args.run} is of another version: its history.json has no {error}")
     except (DataError, ValueError) as error:
         fail(str(error))
     if [clean(name, LONGEST_NAME) for name in dataset.classes] != history.config.get("classes"):
@@ -75,13 +76,13 @@ def draw(folder: RunFolder) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__, usage="%(prog)s --run RUN_DIR [options]", epilog=EXAMPLES)
     add_run_flags(parser)
     args = parser.parse_args()
     folder, _, recipe, dataset = open_run(args)
     torch.set_num_threads(num_cores())
     try:
-        network, classes = model_file.load(str(folder.path / "model.npz"))
+        network, classes = model_file.load(str(folder.path / "model.npz"), model)
         truth = dataset.labels("test", recipe.seed)
         images, _ = load(dataset, "test", np.arange(len(truth)), recipe.seed)
     except (model_file.ModelFileError, DataError) as error:
@@ -91,7 +92,7 @@ def main() -> None:
     confusion = confusion_matrix(truth, prediction, len(classes))
     say(f"{folder.path / 'model.npz'}: {confusion.trace():,} of {len(truth):,} test images right")
     say(f"accuracy {confusion.trace() / len(truth):.4f}\n\n{in_columns(by_class(confusion, classes))}\n")
-    chosen = np.random.default_rng(recipe.seed).permutation(len(truth))[:EXAMPLES]
+    chosen = np.random.default_rng(recipe.seed).permutation(len(truth))[:SHOWN]
     some = {
         "images": images[torch.from_numpy(chosen)].numpy(),
         "truth": truth[chosen],

@@ -1,24 +1,27 @@
-"""The network: how it is built, trained and evaluated, and its weights in and out. Replace this file for your own.
+"""The network: how it is built, trained and evaluated. Replace this file for your own.
 
 The recipe of `cnn` is made for a handful of rounds on a CPU: three passes over the data in all.
 Images are (n, 3, 32, 32) uint8 tensors throughout; they become floats one batch at a time.
 """
 
 import math
-from collections.abc import Callable
+from typing import Any
 
-import numpy as np
+from federation.client.weights import buffer_positions, get_weights, set_weights
+from federation.config import Recipe
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
+from tqdm import tqdm
 
 MEAN = (125.3, 123.0, 113.9)  # of CIFAR-10's training pixels, per colour
 STD = (63.0, 62.1, 66.7)
 WARM_UP = 0.2  # of the whole run: the rate climbs from 0, then falls to 0 in a straight line
 SMALL_UNTIL, SMALL = 1 / 3, 24  # the first third of the run sees images shrunk to 24x24: 45 % less work
 SMOOTHING = 0.1  # of the labels
-SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "dampening": 0.0, "maximize": False}
+SGD: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "dampening": 0.0, "maximize": False}
 
 
 class Cnn(nn.Module):
@@ -91,32 +94,6 @@ def build(name: str, num_classes: int, seed: int) -> nn.Module:
         return NETWORKS[name](num_classes)
 
 
-def get_weights(network: nn.Module) -> list[np.ndarray]:
-    """Copies, in state_dict order; BatchNorm's running statistics and its int64 counters are among them."""
-    return [t.detach().cpu().numpy().copy(order="C") for t in network.state_dict().values()]
-
-
-def set_weights(network: nn.Module, weights: list[np.ndarray]) -> None:
-    """All or nothing: ValueError, before anything is changed, unless number, shapes and dtypes all agree."""
-    state = network.state_dict()
-    if len(weights) != len(state):
-        raise ValueError(f"the network has {len(state)} arrays, was given {len(weights)}")
-    arrays = [torch.from_numpy(np.array(w)) for w in weights]
-    for i, (name, array) in enumerate(zip(state, arrays, strict=True)):
-        want = state[name]
-        if array.shape != want.shape or array.dtype != want.dtype:
-            raise ValueError(
-                f"array {i} ({name}) should be {tuple(want.shape)} {want.dtype}, is {tuple(array.shape)} {array.dtype}"
-            )
-    network.load_state_dict(dict(zip(state, arrays, strict=True)))
-
-
-def statistics(network: nn.Module) -> list[int]:
-    """Positions of the arrays that are measured and not trained: BatchNorm's running statistics and counters."""
-    measured = {name for name, _ in network.named_buffers()}
-    return [i for i, name in enumerate(network.state_dict()) if name in measured]
-
-
 def rate_at(t: float) -> float:
     """The learning rate at time t in [0, 1] of the whole run, as a share of its peak."""
     return t / WARM_UP if t < WARM_UP else (1 - t) / (1 - WARM_UP)
@@ -129,46 +106,46 @@ def to_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def train(
+def train_round(
     network: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    start: float,
-    end: float,
-    seed: int,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> float:
-    """Local training, in place; returns the mean loss.
+    recipe: Recipe,
+    partition: int,
+    server_round: int,
+    part: tuple[float, float] | None = None,
+    title: str = "",
+) -> dict[str, float]:
+    """One client's local training in one server round, in place; returns its metrics, by names that begin with train_.
 
-    start and end say which part of the whole run (0 to 1, all rounds) this call is, as the schedule, whose
-    peak is learning_rate, spans the run. on_batch is told (batches done, batches in all). The loss is the
-    one trained on: smoothed, and corrected for the client's mix of classes, so it compares only with itself.
+    part: which part of the whole run (0 to 1, all rounds) this is, as the learning rate's schedule spans the run;
+    the round's own unless given. title: of the progress bar. The loss is the one trained on: smoothed, and
+    corrected for the client's mix of classes, so it compares only with itself.
     """
+    start, end = part or ((server_round - 1) / recipe.rounds, server_round / recipe.rounds)
     device = next(network.parameters()).device
     network.train()
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]  # frozen ones stay
+    parameters: list[torch.Tensor] = [each for each in network.parameters() if each.requires_grad]  # frozen ones stay
     momenta: list[torch.Tensor | None] = [None] * len(parameters)
     # The log of the client's own class frequencies, added to the logits, takes its mix of classes out of what the
     # network learns: it is not rewarded for forgetting the classes that this client lacks. Logit adjustment, Menon
     # et al. 2021, arXiv:2007.07314; for federations Zhang et al. 2022, arXiv:2209.00189. An even mix: no effect.
-    prior = torch.bincount(labels, minlength=network.num_classes).float() + 0.01
+    num_classes: Any = network.num_classes
+    prior = torch.bincount(labels, minlength=num_classes).float() + 0.01
     prior = (prior / prior.sum()).to(device)
     log_prior = prior.log()
-    targets = (1 - SMOOTHING) * torch.eye(network.num_classes, device=device) + SMOOTHING * prior  # a row a class
+    targets = (1 - SMOOTHING) * torch.eye(num_classes, device=device) + SMOOTHING * prior  # a row a class
 
-    generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(images), generator=generator) for _ in range(epochs)]
-    batches = [batch for order in orders for batch in order.split(max(batch_size, 2))]
+    generator = torch.Generator().manual_seed(recipe.round_seed(partition, server_round))
+    orders = [torch.randperm(len(images), generator=generator) for _ in range(recipe.local_epochs)]
+    batches = [batch for order in orders for batch in order.split(max(recipe.batch_size, 2))]
     if len(images) > 1:
         batches = [batch for batch in batches if len(batch) > 1]  # BatchNorm cannot learn from one example
     else:
         network.eval()  # the only way to learn from one: by the statistics that came with the weights
+    start_weights = [each.detach().clone() for each in parameters] if recipe.proximal_mu else []
     total, seen = 0.0, 0
-    for done, batch in enumerate(batches):
+    for done, batch in enumerate(tqdm(batches, title, unit=" batches", leave=False, disable=None)):
         t = start + (end - start) * (done + 0.5) / len(batches)
         x = to_input(images[batch], device)
         if t < SMALL_UNTIL and network.any_size:
@@ -176,19 +153,20 @@ def train(
         target = targets[labels[batch].to(device)]  # (n, classes)
         loss = F.cross_entropy(network(x) + log_prior, target)
         gradients = list(torch.autograd.grad(loss, parameters))
-        # torch.optim.SGD as a function: the class imports torch's compiler, a second for each client.
         with torch.no_grad():
-            sgd(parameters, gradients, momenta, lr=learning_rate * rate_at(t), **SGD)
+            # FedProx, Li et al. 2020, arXiv:1812.06127: the gradient of mu / 2 |w - start|^2; no start without it.
+            for gradient, w, start_w in zip(gradients, parameters, start_weights, strict=False):
+                gradient += recipe.proximal_mu * (w - start_w)
+            # torch.optim.SGD as a function: the class imports torch's compiler, a second for each client.
+            sgd(parameters, gradients, momenta, lr=recipe.learning_rate * rate_at(t), **SGD)
         total += loss.item() * len(batch)
         seen += len(batch)
-        if on_batch:
-            on_batch(done + 1, len(batches))
-    return total / max(seen, 1)
+    return {"train_loss": total / max(seen, 1)}
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Mean loss over examples, and accuracy."""
+def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Means over these examples, by name: "loss", "accuracy" and whatever you add are shown wherever a run is."""
     device = next(network.parameters()).device
     network.eval()
     loss, right = 0.0, 0
@@ -196,7 +174,7 @@ def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
         logits = network(to_input(batch, device))  # (500, classes)
         loss += F.cross_entropy(logits, truth, reduction="sum").item()
         right += (logits.argmax(1) == truth).sum().item()
-    return loss / len(images), right / len(images)
+    return {"loss": loss / len(images), "accuracy": right / len(images)}
 
 
 @torch.inference_mode()

@@ -54,7 +54,7 @@ def shards_partition(labels: np.ndarray, num_partitions: int, seed: int) -> list
     return [np.sort(np.concatenate([shards[i], shards[j]])) for i, j in order.reshape(-1, 2)]
 
 
-def sizes_partition(labels: np.ndarray, num_partitions: int, seed: int) -> list[np.ndarray]:
+def quantity_skew_partition(labels: np.ndarray, num_partitions: int, seed: int) -> list[np.ndarray]:
     """Clients of very different size: minor with probability 0.7, else major.
 
     A minor client holds 2,000 to 3,000 of CIFAR-10's 50,000 images and a major one 10,000 to 15,000;
@@ -73,7 +73,7 @@ def sizes_partition(labels: np.ndarray, num_partitions: int, seed: int) -> list[
     return [np.sort(part) for part in np.split(order, np.cumsum(sizes))[:-1]]
 
 
-def whole_partition(labels: np.ndarray, num_partitions: int, seed: int) -> list[np.ndarray]:
+def local_partition(labels: np.ndarray, num_partitions: int, seed: int) -> list[np.ndarray]:
     """Every client keeps all it has: for clients that bring data of their own."""
     return [np.arange(len(labels))] * num_partitions
 
@@ -82,9 +82,10 @@ PARTITIONERS: dict[str, Callable[..., list[np.ndarray]]] = {
     "iid": iid_partition,
     "dirichlet": dirichlet_partition,
     "shards": shards_partition,
-    "sizes": sizes_partition,
-    "whole": whole_partition,
+    "quantity-skew": quantity_skew_partition,
+    "local": local_partition,
 }
+OLD_NAMES = {"sizes": "quantity-skew", "whole": "local"}
 
 
 def partition(partitioner: str, labels: np.ndarray, num_partitions: int, seed: int, alpha: float) -> list[np.ndarray]:
@@ -92,7 +93,7 @@ def partition(partitioner: str, labels: np.ndarray, num_partitions: int, seed: i
 
     Raises ValueError where a partition would be empty.
     """
-    if len(labels) < 2 * num_partitions and partitioner != "whole":
+    if len(labels) < 2 * num_partitions and partitioner != "local":
         raise ValueError(
             f"{len(labels)} images are too few for {num_partitions} clients; give more images, or lower --clients"
         )
@@ -100,6 +101,14 @@ def partition(partitioner: str, labels: np.ndarray, num_partitions: int, seed: i
     return PARTITIONERS[partitioner](labels, num_partitions, seed, **options)
 
 
-def split_test_set(partitioner: str, labels: np.ndarray, num_partitions: int, seed: int) -> list[np.ndarray]:
-    """Cut the test set evenly, so that the example-weighted mean of accuracies is exactly that on all of it."""
-    return partition("whole" if partitioner == "whole" else "iid", labels, num_partitions, seed, alpha=1.0)
+def shares(
+    train_labels: np.ndarray, test_labels: np.ndarray, num_partitions: int, partitioner: str, alpha: float, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Which training and which test examples each partition has: two lists of index arrays, by partition.
+
+    The test set is cut evenly whatever the partitioner, so that the example-weighted mean of a metric over the
+    clients is exactly that on all of it. Raises ValueError where there are too few examples.
+    """
+    even = "local" if partitioner == "local" else "iid"
+    train = partition(partitioner, train_labels, num_partitions, seed, alpha)
+    return train, partition(even, test_labels, num_partitions, seed, alpha)

@@ -1,0 +1,184 @@
+"""Aggregation by Flower's own strategies, after every update has been validated."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from federation.aggregation.validation import Score, Update
+from federation.compression import as_sent
+
+import numpy as np
+from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
+
+# A Flower strategy, made of the run's settings and of the first global model. Only its aggregate_fit is called, so a
+# strategy that configures rounds in its own way (configure_fit or configure_evaluate) is refused. Step sizes as in
+# Reddi et al. 2021 (arXiv:2003.00295), table 8 and section 4; the momentum as in Hsu et al. 2019 (arXiv:1909.06335).
+MakeStrategy = Callable[[Any, Parameters], FedAvg]
+STRATEGIES: dict[str, MakeStrategy] = {
+    "fedavg": lambda settings, initial: FedAvg(inplace=False, fit_metrics_aggregation_fn=_no_metrics),
+    "fedavgm": lambda settings, initial: FedAvgM(
+        server_learning_rate=settings.server_learning_rate,
+        server_momentum=settings.server_momentum,
+        initial_parameters=initial,
+        fit_metrics_aggregation_fn=_no_metrics,
+    ),
+    "fedadam": lambda settings, initial: FedAdam(
+        eta=settings.server_learning_rate,
+        tau=0.001,
+        initial_parameters=initial,
+        fit_metrics_aggregation_fn=_no_metrics,
+    ),
+    "fedmedian": lambda settings, initial: FedMedian(inplace=False, fit_metrics_aggregation_fn=_no_metrics),
+    "fedtrimmedavg": lambda settings, initial: FedTrimmedAvg(
+        beta=settings.trimmed_fraction, fit_metrics_aggregation_fn=_no_metrics
+    ),
+    "krum": lambda settings, initial: Krum(
+        num_malicious_clients=settings.malicious_clients, fit_metrics_aggregation_fn=_no_metrics
+    ),
+}
+# What the optimisers keep from round to round; a resumed run needs it for the same bits.
+STATE: dict[type[FedAvg], tuple[str, ...]] = {
+    FedAvgM: ("momentum_vector",),
+    FedAdam: ("current_weights", "m_t", "v_t"),
+}
+# These treat each number by itself, so they can be given a few at a time. Flower makes three copies of all that it
+# is given, from every client: with a hundred clients, of three hundred models.
+BY_NUMBER = (FedAvg, FedMedian, FedTrimmedAvg)
+PIECE = 16_384  # numbers
+Weighted = tuple[list[np.ndarray], int]  # arrays, number of examples
+
+
+class CheckedStrategy:
+    """One of Flower's strategies, given validated updates in the order of their partitions.
+
+    Only floating-point arrays that are trained go through the strategy. Integer arrays (BatchNorm's
+    counters) become the rounded weighted mean in their own dtype, and under a server optimiser
+    (FedAvgM, FedAdam) the arrays at `buffer_positions` (BatchNorm's running mean and variance)
+    become the plain weighted mean: a step of Adam could make a variance negative.
+    """
+
+    def __init__(
+        self,
+        make: MakeStrategy,
+        settings: Any,
+        weights: list[np.ndarray],
+        buffer_positions: list[int],
+        compress: str = "none",
+    ):
+        self.max_update_norm = settings.max_update_norm
+        self.compress = compress
+        self.aggregations = 0
+        self.flower = make(settings, ndarrays_to_parameters([]))
+        self.state_names = STATE.get(type(self.flower), ())
+        averaged = set(buffer_positions) if self.state_names else set()
+        self.trained = [i for i, array in enumerate(weights) if array.dtype.kind == "f" and i not in averaged]
+        self.flower = make(settings, ndarrays_to_parameters([weights[i] for i in self.trained]))
+
+    def aggregate(self, weights: list[np.ndarray], updates: list[Update]) -> list[np.ndarray]:
+        """The next global weights, as they will be sent; without any update, the same.
+
+        Raises TooLarge where they can't be sent.
+        """
+        if not updates:
+            return weights
+        self.aggregations += 1
+        pairs = [(update.weights, update.examples) for update in updates]
+        if self.max_update_norm is not None:
+            pairs = [(clip(arrays, weights, self.max_update_norm), n) for arrays, n in pairs]
+        by_flower = dict(zip(self.trained, self._by_flower(pairs), strict=True))
+        new = [
+            by_flower[i] if i in by_flower else weighted_mean([(arrays[i], n) for arrays, n in pairs])
+            for i in range(len(weights))
+        ]
+        new = as_sent([as_dtype(array, old.dtype) for array, old in zip(new, weights, strict=True)], self.compress)
+        self._go_on_from(new)
+        return new
+
+    def state(self) -> list[np.ndarray]:
+        """Arrays that restore() takes back."""
+        kept = [getattr(self.flower, name) or [] for name in self.state_names]
+        return [np.array(self.aggregations), *(array for arrays in kept for array in arrays)]
+
+    def restore(self, state: list[np.ndarray], weights: list[np.ndarray]) -> None:
+        """Go on as the strategy that state() was called on, whose global weights were these."""
+        self.aggregations, rest = int(state[0]), state[1:]
+        for number, name in enumerate(self.state_names):
+            arrays = rest[number * len(self.trained) : (number + 1) * len(self.trained)]
+            setattr(self.flower, name, list(arrays) or None)
+        self._go_on_from(weights)
+
+    def _by_flower(self, updates: list[Weighted]) -> list[np.ndarray]:
+        """The next values of the arrays at the positions in `trained`."""
+        if type(self.flower) not in BY_NUMBER:
+            return self._ask_flower([([update[i] for i in self.trained], n) for update, n in updates])
+        new = []
+        for i in self.trained:
+            flat = [(update[i].reshape(-1), n) for update, n in updates]
+            starts = range(0, max(1, flat[0][0].size), PIECE)
+            pieces = [self._ask_flower([([each[at : at + PIECE]], n) for each, n in flat])[0] for at in starts]
+            new.append(np.concatenate(pieces).reshape(updates[0][0][i].shape))
+        return new
+
+    def _ask_flower(self, updates: list[Weighted]) -> list[np.ndarray]:
+        results: list[Any] = [(None, _fit_res(arrays, n)) for arrays, n in updates]  # no proxies: none is asked
+        # Flower's optimisers take round 1 for their first step: a round without updates must not count.
+        parameters, _ = self.flower.aggregate_fit(self.aggregations, results, [])
+        assert parameters is not None
+        return parameters_to_ndarrays(parameters)
+
+    def _go_on_from(self, weights: list[np.ndarray]) -> None:
+        """Flower's momentum steps from the model that the clients get."""
+        if isinstance(self.flower, FedAvgM):
+            self.flower.initial_parameters = ndarrays_to_parameters([weights[i] for i in self.trained])
+
+
+def unsupported(make: MakeStrategy, settings: Any) -> str:
+    """Why a strategy can't be used here, or "". FedProx, say, would run, and be FedAvg."""
+    strategy = type(make(settings, ndarrays_to_parameters([])))
+    for name in ("configure_fit", "configure_evaluate"):
+        if getattr(strategy, name) is not getattr(FedAvg, name):
+            remedy = "FedProx is --proximal-mu here" if strategy.__name__ == "FedProx" else "use another"
+            return f"is Flower's {strategy.__name__}, whose own {name} is not called here; {remedy}"
+    return ""
+
+
+def clip(update: list[np.ndarray], weights: list[np.ndarray], max_norm: float) -> list[np.ndarray]:
+    """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are.
+
+    In float64: a float32 step between huge but finite values would be infinite, and its clipped self NaN.
+    """
+    pairs = list(zip(update, weights, strict=True))
+    steps = [np.subtract(new, old, dtype=np.float64) if old.dtype.kind == "f" else None for new, old in pairs]
+    norm = math.sqrt(sum(float(np.sum(np.square(step))) for step in steps if step is not None))
+    if norm <= max_norm:
+        return update
+    shortened = zip(pairs, steps, strict=True)
+    return [
+        new if step is None else (old + step * (max_norm / norm)).astype(old.dtype) for (new, old), step in shortened
+    ]
+
+
+def weighted_mean(values: Sequence[tuple[np.ndarray | float, int]]) -> Any:
+    """Mean of (value, examples) pairs, in float64, weighted by examples."""
+    return sum(np.asarray(value, np.float64) * n for value, n in values) / sum(n for _, n in values)
+
+
+def mean_metrics(answers: Sequence[Update | Score]) -> dict[str, float]:
+    """Every metric's mean over those that have it, weighted by examples; exact where the metric is additive."""
+    names = {name for answer in answers for name in answer.metrics}
+    pairs = {name: [(a.metrics[name], a.examples) for a in answers if name in a.metrics] for name in sorted(names)}
+    return {name: float(weighted_mean(values)) for name, values in pairs.items()}
+
+
+def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return (array if dtype.kind == "f" else np.rint(array)).astype(dtype)
+
+
+def _fit_res(arrays: list[np.ndarray], num_examples: int) -> FitRes:
+    return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(arrays), num_examples, {})
+
+
+def _no_metrics(_: object) -> dict:
+    """Given to Flower's strategies, which otherwise warn that they have no such function."""
+    return {}

@@ -1,0 +1,1 @@
+"""One participant's side: its session with the server, its connection, its command line."""

@@ -1,0 +1,101 @@
+"""The client's way to the server: wait for it, keep the stream, come back when it breaks, say what is wrong."""
+
+import threading
+import time
+from typing import Any
+
+from federation.client.session import Session
+from federation.console import clean, fail, say
+from federation.net import bypass_proxy, is_loopback, keep_client_connection, parse_address
+from federation.security.tls import tls_mismatch
+
+import grpc
+from flwr.client import Client
+
+# All of Flower's private names that the client needs are imported here; Flower 1.43 keeps them under flwr.compat.
+try:
+    from flwr.client.message_handler.message_handler import (
+        handle_control_message,
+        handle_legacy_message_from_msgtype,
+    )
+except ImportError:
+    from flwr.compat.client.message_handler.message_handler import (  # type: ignore[no-redef]
+        handle_control_message,
+        handle_legacy_message_from_msgtype,
+    )
+from flwr.compat.client.grpc_client.connection import grpc_connection
+
+
+def take_part(session: Session, address: str, *, wait: float, root_certificates: bytes | None = None) -> None:
+    """Take part until the run is done, asking again for `wait` seconds whenever the server is not there.
+
+    Exits with one line when the run ends otherwise, the server stays away, or TLS on the two sides does not fit.
+    """
+    host, port = parse_address(address)
+    if is_loopback(host):
+        bypass_proxy(host)
+    keep_client_connection()
+    threading.excepthook = _hush
+    away_since, announced, heard = time.monotonic(), False, 0
+    while True:
+        try:
+            answer(session.to_client(), address, root_certificates)
+            if session.close_reason is None or session.close_reason.kind != "stopped" or session.failure:
+                return session.raise_for_end()
+            words = session.close_reason.words
+        except (grpc.RpcError, StopIteration) as error:
+            if session.failure:
+                return session.raise_for_end()
+            words = _explain(error, host, port, root_certificates)
+        if session.heard > heard:
+            away_since, announced, heard = time.monotonic(), False, session.heard
+        if not announced:
+            say(f"{words}; asking again for {wait:g} s")
+            announced = True
+        if time.monotonic() - away_since >= wait:
+            fail(f"no server at {address} after {wait:g} s; start `python server.py`, or name it with --server")
+        time.sleep(min(1.0, wait / 10))
+
+
+def answer(client: Client, address: str, root_certificates: bytes | None) -> None:
+    """Answer the server's messages until it ends the stream for good; raises grpc.RpcError or StopIteration otherwise.
+
+    The stream and the handlers are those of flwr.client.start_client, which does the same, but imports all of
+    Flower's programs with their database and web server for it: a fifth of a client's start.
+    """
+    nothing: Any = None  # for what Flower's functions take and don't use here
+    pause = 1
+    while pause:
+        with grpc_connection(
+            address, root_certificates is None, nothing, root_certificates=root_certificates
+        ) as connection:
+            receive, send, *_ = connection
+            goodbye = None
+            while not goodbye:
+                message: Any = receive()
+                goodbye, pause = handle_control_message(message)
+                send(goodbye or handle_legacy_message_from_msgtype(lambda _: client, message, nothing))
+        time.sleep(pause)  # seconds after which the server wants to be asked again, or 0
+
+
+def _hush(broken: threading.ExceptHookArgs) -> None:
+    """Threads' exceptions as ever, but for one: gRPC's watcher of a channel is at times surprised by the end of it."""
+    if "Channel closed" not in str(broken.exc_value):
+        threading.__excepthook__(broken)
+
+
+def _explain(error: Exception, host: str, port: int, root_certificates: bytes | None) -> str:
+    """What a broken stream means. Exits with 1 and one line where asking again can't help."""
+    code, details = (error.code(), error.details() or "") if isinstance(error, grpc.Call) else (None, "")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        words = f"a message is larger than the server takes ({clean(details, 100)})"
+        fail(f"{words}; raise the server's --max-message-mb")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return f"the server at {host}:{port} has too many connections"
+    if code == grpc.StatusCode.UNAVAILABLE:
+        mismatch = tls_mismatch(host, port, root_certificates)
+        if mismatch:
+            fail(mismatch)
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return f"no server at {host}:{port}"
+    return f"the server at {host}:{port} ended the connection"

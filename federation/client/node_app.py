@@ -1,0 +1,87 @@
+"""The client's side on Flower's engines, which make a client anew for every message: nothing is kept in between."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from federation.client.session import Session, host_name, summarise
+from federation.config import Recipe
+from federation.protocol import Assignment
+
+from flwr.app import Context
+from flwr.client import Client
+from flwr.clientapp import ClientApp
+
+REMEDY = "start each node with --node-config 'partition-id=0 num-partitions=3', and its own number"
+
+
+def make_app(client_class: Callable[..., Any], open_dataset: Callable[[str, str], Any]) -> ClientApp:
+    """The ClientApp of a NumPyClient made of (dataset, assignment, device), on open_dataset(name, data_dir)."""
+    open_once = functools.lru_cache(maxsize=1)(open_dataset)
+
+    @functools.lru_cache(maxsize=1000)  # a process of the simulation engine plays many nodes, each of them many times
+    def open_client(name: str, data_dir: str, device: str, assignment: Assignment) -> Any:
+        return client_class(open_once(name, data_dir), assignment, device)
+
+    def client_fn(context: Context) -> Client:
+        from federation.client.compute import find_device, share_cores  # torch, which only a node needs
+
+        where = {**context.run_config, **context.node_config}  # a node may have data and a device of its own
+        data, device = (where["dataset"], where["data-dir"]), str(where.get("device") or "auto")
+        threads = int(where.get("threads") or 0)
+        return Node(
+            context,
+            lambda assignment: open_client(*data, find_device(device), assignment),
+            functools.partial(share_cores, threads),
+        ).to_client()
+
+    return ClientApp(client_fn=client_fn)
+
+
+class Node(Session):
+    """A Session of one message, with the partition from the node config and the recipe from the run config.
+
+    open_client(assignment) as for Session; that client also has `classes`. What goes wrong is told to the server.
+    """
+
+    def __init__(
+        self, context: Context, open_client: Callable[[Assignment], Any], share_cores: Callable[[int], None]
+    ) -> None:
+        super().__init__(open_client, classes=[], share_cores=share_cores)
+        self.context = context
+
+    def get_properties(self, config: dict) -> dict:
+        return self._work(self._describe, failed=())
+
+    def _describe(self) -> dict:
+        assert self.assignment
+        return {
+            "classes": json.dumps(self.client.classes),
+            "instance": self.instance,
+            "host": host_name(),
+            "wanted": self.assignment.partition,
+            "held": -1,
+            "num_partitions": self.assignment.num_partitions,
+            **summarise(self.client),
+        }
+
+    def _work(self, task: Callable[[], Any], failed: Any) -> Any:
+        """As Session's, but the client has to be opened first, and even a failure to describe it is told."""
+
+        def open_and_do() -> object:
+            self.assignment = read_assignment(self.context)
+            self.client = self.open_client(self.assignment)
+            return task()
+
+        answer = super()._work(open_and_do, failed)
+        return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
+
+
+def read_assignment(context: Context) -> Assignment:
+    """Raises ValueError, one line, where node config or run config can't be used."""
+    try:
+        partition, number = (int(context.node_config[key]) for key in ("partition-id", "num-partitions"))
+    except (KeyError, ValueError, TypeError):
+        raise ValueError(f"node config {dict(context.node_config)} names no partition; {REMEDY}") from None
+    return Assignment(partition, number, Recipe.from_run_config(context.run_config))

@@ -1,0 +1,57 @@
+"""The client's command line; read before torch is imported, which takes a second."""
+
+import argparse
+from pathlib import Path
+
+from federation.console import Parser
+from federation.net import parse_address
+
+DEVICES = ["auto", "cpu", "cuda", "mps"]
+DATASETS = "cifar10, synthetic (generated), or a FOLDER of train|test/<class>/*"
+EXAMPLES = """\
+examples:
+  python client.py                                    CIFAR-10, with the server on this machine
+  python client.py --dataset synthetic                without any download
+  python client.py --server fl.example.org:8080 --dataset my-images --ca-certificate ca.pem --secret-file secret.txt
+"""
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", default="cifar10", help=DATASETS)
+    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="where to train")
+
+
+def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
+    """Exits with 2 and one line on wrong use."""
+    parser = Parser(description, epilog=EXAMPLES)
+    add = parser.add_argument
+    add("--server", default="127.0.0.1:8080", metavar="HOST:PORT", help="where the server listens")
+    add_data_flags(parser)
+    add("--partition-id", type=int, metavar="N", help="ask for a certain partition (default: the first free)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: a share of the cores)")
+    add_device_flag(parser)
+    add("--slowdown", type=float, default=1, metavar="F", help="sleep to be F times slower: for experiments")
+    add("--save", metavar="FILE", help="keep the final global model as a PyTorch state_dict")
+    add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
+    add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
+    add("--ca-certificate", metavar="FILE", help="the authority of the server's TLS certificate; turns TLS on")
+    args = parser.parse_args(argv)
+    try:
+        parse_address(args.server)
+    except ValueError as error:
+        parser.error(f"--server {error}")
+    if args.partition_id is not None and args.partition_id < 0:
+        parser.error(f"--partition-id must be at least 0, got {args.partition_id}")
+    if args.threads is not None and args.threads < 1:
+        parser.error(f"--threads must be at least 1, got {args.threads}")
+    if not 1 <= args.slowdown < float("inf"):
+        parser.error(f"--slowdown must be at least 1, got {args.slowdown:g}")
+    if not args.wait >= 0:  # NaN too: it would wait for ever
+        parser.error(f"--wait must be at least 0, got {args.wait:g}")
+    if args.save and not Path(args.save).absolute().parent.is_dir():
+        parser.error(f"--save {args.save}: its folder does not exist")
+    return args

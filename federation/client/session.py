@@ -1,0 +1,192 @@
+"""A client's session with the server: it joins, then passes the rounds on to the user's NumPyClient."""
+
+import hashlib
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from federation.compression import pack, unpack
+from federation.config import Recipe
+from federation.console import clean, fail, say
+from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, proof
+
+import numpy as np
+from flwr.client import NumPyClient
+
+
+class Learner(Protocol):
+    """What a session asks of the user's client: Flower's functions, and what it says of its data.
+
+    It may have class_counts, its training examples by class: the server keeps them for the picture of who
+    holds what. What it raises is told to the server in one line. It need not know how weights travel: it is
+    given them in the dtypes of its own get_parameters({}), and may return the same.
+    """
+
+    num_train: int
+    num_test: int
+    buffer_positions: list[int]  # of the arrays that are measured and not trained
+
+    def get_parameters(self, config: dict) -> list[np.ndarray]: ...
+
+    def fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]: ...
+
+    def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]: ...
+
+
+class Session(NumPyClient):
+    """Wraps the client that open_client(assignment) makes once the server has admitted it."""
+
+    def __init__(
+        self,
+        open_client: Callable[[Assignment], Any],
+        classes: list[str],
+        *,
+        secret: bytes | None = None,
+        wanted_partition: int | None = None,
+        slowdown: float = 1,
+        share_cores: Callable[[int], None] = lambda clients_on_host: None,
+    ) -> None:
+        self.open_client = open_client
+        self.classes = classes
+        self.secret = secret
+        self.wanted_partition = -1 if wanted_partition is None else wanted_partition
+        self.slowdown = slowdown
+        self.share_cores = share_cores
+        self.instance = secrets.token_hex(16)
+        self.assignment: Assignment | None = None
+        self.client: Any = None
+        self.metrics: dict[str, float] = {}  # of the newest global model, on this client's test examples
+        self.close_reason: CloseReason | None = None
+        self.failure: str | None = None
+        self.waiting = ""  # the server's words on the waiting list, if we are on it
+        self.heard = 0  # messages from the server so far: tells progress from mere connecting
+
+    def get_properties(self, config: dict) -> dict:
+        self.heard += 1
+        answer = {"hello": self._hello, "place": self._take_assignment, "told": self._take_close_reason}
+        return answer[config["ask"]](config)
+
+    def get_parameters(self, config: dict) -> list[np.ndarray]:
+        return self._work(lambda: self.client.get_parameters(config), failed=[])
+
+    def fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        return self._work(lambda: self._fit(parameters, config), failed=([], 0, {}))
+
+    def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
+        return self._work(lambda: self._evaluate(parameters, config), failed=(0.0, 0, {}))
+
+    def _fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        began = self._prepare(config)
+        weights, examples, metrics = self.client.fit(self._unpacked(parameters), config)
+        seconds = self._slow_down(began)
+        losses = "".join(f", {name.removeprefix('train_')} {value:.3f}" for name, value in metrics.items())
+        say(f"{title(config)}: trained on {examples:,} images in {seconds:.1f} s{losses}")
+        return pack(weights, self._recipe.compress), examples, metrics
+
+    def _evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
+        began = self._prepare(config)
+        loss, examples, metrics = self.client.evaluate(self._unpacked(parameters), config)
+        self._slow_down(began)
+        self.metrics = {"loss": loss, **metrics}
+        return loss, examples, metrics
+
+    def _prepare(self, config: dict) -> float:
+        """Take a share of the machine's cores; returns when the work began."""
+        self.share_cores(config["clients_on_host"])
+        return time.monotonic()
+
+    def _slow_down(self, began: float) -> float:
+        """Sleep so long that the work since then took --slowdown times its time; returns how long it took."""
+        time.sleep((time.monotonic() - began) * (self.slowdown - 1))
+        return time.monotonic() - began
+
+    def _unpacked(self, parameters: list[np.ndarray]) -> list[np.ndarray]:
+        if self._recipe.compress == "none":
+            return parameters
+        return unpack(parameters, self.client.get_parameters({}))
+
+    @property
+    def _recipe(self) -> Recipe:
+        assert self.assignment
+        return self.assignment.recipe
+
+    # The server's get_properties messages
+
+    def _hello(self, config: dict) -> dict:
+        self.close_reason = None
+        return {
+            "protocol": PROTOCOL,
+            "proof": proof(self.secret, config["nonce"]) if self.secret else "",
+            "classes": json.dumps(self.classes),
+            "instance": self.instance,
+            "host": host_name(),
+            "wanted": self.wanted_partition,
+            "held": self.assignment.partition if self.assignment else -1,
+        }
+
+    def _take_assignment(self, config: dict) -> dict:
+        try:
+            recipe = Recipe.from_json(config["recipe"])
+            assignment = Assignment(config["partition"], config["num_partitions"], recipe)
+            if assignment != self.assignment or self.client is None:
+                self.client = None  # lets the old partition's examples go before the new ones are read
+                self.client = self.open_client(assignment)
+            else:
+                say(f"back in place {assignment.partition}")
+            self.assignment = assignment
+        except Exception as error:
+            return self._fail(error)
+        return summarise(self.client)
+
+    def _take_close_reason(self, config: dict) -> dict:
+        self.close_reason = CloseReason(config["kind"], clean(config["words"]), config["code"])
+        if self.close_reason.kind == "wait" and self.close_reason.words != self.waiting:
+            self.waiting = self.close_reason.words
+            say(f"{self.waiting}; asking again every {RETRY_SECONDS} s")
+        return {}
+
+    # Failures
+
+    def _work(self, task: Callable[[], Any], failed: Any) -> Any:
+        self.heard += 1
+        try:
+            return task()
+        except Exception as error:
+            report = self._fail(error)
+            return (*failed[:-1], report) if isinstance(failed, tuple) else failed
+
+    def _fail(self, error: Exception) -> dict:
+        """The one line that goes to the server, and to this client's own end."""
+        self.failure = f"{type(error).__name__}: {clean(error)}" if str(error) else type(error).__name__
+        if type(error).__module__ != "builtins":  # our own errors say all in their words
+            self.failure = clean(error) or type(error).__name__
+        return {"error": self.failure}
+
+    def raise_for_end(self) -> None:
+        """Return where the run is done; else end the process with one line and the code of the reason."""
+        if self.failure:
+            fail(self.failure)
+        if self.close_reason and self.close_reason.kind != "finished":
+            fail(f"{self.close_reason.kind}: {self.close_reason.words}", self.close_reason.code)
+
+
+def title(config: dict) -> str:
+    """What a training is called: an asynchronous server numbers each client's own."""
+    if "version" in config:
+        return f"training {config['server_round']}, from version {config['version']}"
+    return f"round {config['server_round']}"
+
+
+def summarise(client: Learner) -> dict:
+    """What the server gets to know of a client's data; see protocol.DataSummary."""
+    numbers = {"train_examples": client.num_train, "test_examples": client.num_test}
+    counts = json.dumps(getattr(client, "class_counts", []))
+    return {**numbers, "statistics": json.dumps(client.buffer_positions), "class_counts": counts}
+
+
+def host_name() -> str:
+    """The same for all clients on a machine, and telling nothing of it."""
+    return hashlib.sha256(uuid.getnode().to_bytes(8, "big")).hexdigest()[:16]

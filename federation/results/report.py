@@ -1,0 +1,110 @@
+"""Make the pictures and the page of a run again, from the files in its folder alone."""
+
+import functools
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from federation.console import Parser, fail, say
+from federation.process import write_whole
+from federation.results import html, plots
+from federation.results.comparison import Baseline
+from federation.results.history import History
+from federation.results.run_folder import RunFolder
+from federation.results.theme import DARK, LIGHT
+
+import numpy as np
+
+EPILOG = """\
+Draws accuracy.png and partitions.png from history.json, adds the curves of baseline.json where
+baseline.py has been there, and predictions.png and confusion.png where evaluate.py has; report.html
+holds all of them, the tables, and who joined, left or was turned away, in one file to pass on.
+
+example:
+  python -m federation.report runs/2026-11-22-140000
+"""
+
+
+def open_finished(path: str) -> tuple[RunFolder, History]:
+    """A run's folder and history. Exits with 2 and one line where it holds no run, or one without a round."""
+    folder = RunFolder(Path(path))
+    try:
+        history = folder.load_history()
+    except (OSError, ValueError):
+        fail(f"{path} holds no run (no readable history.json); name the folder that server.py calls results", 2)
+    if not history.rounds:
+        fail(f"{path} holds a run without a single round so far; wait for its first", 2)
+    return folder, history
+
+
+def write(folder: RunFolder) -> list[Path]:
+    """Every picture that the files in the folder allow, and report.html: returns what it wrote.
+
+    Raises OSError where the folder can't be written.
+    """
+    path, history = folder.path, folder.load_history()
+    baseline, found = _read_baseline(path / "baseline.json"), _read_predictions(path / "predictions.npz", history)
+    drawings = {"accuracy": lambda theme: plots.metrics(history, baseline, theme)}
+    if history.config.get("class_counts"):
+        drawings["partitions"] = lambda theme: plots.partitions(history, theme)
+    if found:
+        drawings["predictions"] = lambda theme: plots.predictions(history, found, theme)
+        drawings["confusion"] = lambda theme: plots.confusion(history, found, theme)
+    shown, written = {}, []
+    for name, draw in drawings.items():
+        light, dark = draw(LIGHT), draw(DARK)
+        shown[name] = light, dark
+        written.append(path / f"{name}.png")
+        write_whole(written[-1], functools.partial(_write, light))
+    written.append(path / "report.html")
+    text = html.run_page(path.resolve().name, history, baseline, shown)
+    write_whole(written[-1], functools.partial(_write, text.encode()))
+    return written
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def _read_baseline(path: Path) -> Baseline | None:
+    try:
+        return Baseline.from_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        say(f"{path} can't be read; make it again with baseline.py")
+        return None
+
+
+def _read_predictions(path: Path, history: History) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("images", "truth", "prediction", "confusion")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        say(f"{path} can't be read; make it again with evaluate.py")
+        return None
+    return found
+
+
+def finish(folder: RunFolder) -> None:
+    """Draw what there is to see. The clients have gone on by now, and a run that can't be drawn is still done."""
+    try:
+        write(folder)
+        pictures = ", accuracy.png and report.html"
+    except Exception as error:  # matplotlib's installation or its cache, the disk: many kinds
+        say(f"no pictures ({type(error).__name__}: {error}); try again with: python -m federation.report {folder.path}")
+        pictures = ""
+    say(f"done: model.npz (final weights), history.json{pictures} are in {folder.path}")
+
+
+def main() -> None:
+    parser = Parser(__doc__, prog="python -m federation.report", usage="%(prog)s RUN_DIR", epilog=EPILOG)
+    parser.add_argument("run", metavar="RUN_DIR", help="the folder of a run, such as runs/2026-11-22-140000")
+    folder, _ = open_finished(parser.parse_args().run)
+    try:
+        for path in write(folder):
+            say(str(path))
+    except OSError as error:
+        fail(f"{folder.path} can't be written ({error.strerror})")

@@ -1,0 +1,146 @@
+"""The folder of a run: history.json, two checkpoints, the final model.npz; each written whole or not at all."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from federation.console import fail, say
+from federation.process import write_whole
+from federation.results.history import History
+
+import numpy as np
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass
+class Checkpoint:
+    """All that the next round depends on."""
+
+    server_round: int
+    weights: list[np.ndarray]
+    strategy_state: list[np.ndarray]
+    history: History
+
+
+class RunFolder:
+    """Reads and writes one run's folder. Methods raise OSError where the disk won't take it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def create(self) -> None:
+        """Make the folder. Raises FileExistsError where it already holds a run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / "history.json").exists() or self.checkpoints():
+            raise FileExistsError(f"{self.path} already holds a run")
+
+    def checkpoints(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.path.glob("checkpoint-*.npz"), reverse=True)
+
+    def save_history(self, history: History) -> None:
+        write_whole(self.path / "history.json", lambda file: file.write(history.to_json().encode()))
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then history.json, then drop all checkpoints but the newest two."""
+        arrays = checkpoint.weights + checkpoint.strategy_state
+        meta = {"round": checkpoint.server_round, "weights": len(checkpoint.weights), "arrays": len(arrays)}
+        texts = {"meta": json.dumps(meta), "history": checkpoint.history.to_json()}
+        name = f"checkpoint-{checkpoint.server_round:06d}.npz"
+        write_whole(self.path / name, lambda file: _savez(file, {**_as_bytes(texts), **_by_name(arrays)}))
+        self.save_history(checkpoint.history)
+        for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
+            old.unlink()
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint; damaged ones are named. None where there is none."""
+        for path in self.checkpoints():
+            try:
+                return _read_checkpoint(path)
+            except Exception as error:  # on damaged bytes zipfile and numpy raise a dozen kinds between them
+                say(f"{path} is damaged ({type(error).__name__}: {error}); using the one before it")
+        return None
+
+    def load_history(self) -> History:
+        """All of history.json. Raises OSError or ValueError where there is no run."""
+        return History.from_json((self.path / "history.json").read_text())
+
+    def load_config(self) -> dict:
+        """The configuration that the run began with. Raises FileNotFoundError or ValueError where there is no run."""
+        return json.loads((self.path / "history.json").read_text())["config"]
+
+    def save_model(self, weights: list[np.ndarray], model: str, classes: list[str]) -> None:
+        """model.npz: the arrays w00000, w00001, ... by position, the network's name, and the class names."""
+        arrays = {f"w{i:05d}": array for i, array in enumerate(weights)}
+        names = {"model": np.array(model), "classes": np.array(classes)}
+        write_whole(self.path / "model.npz", lambda file: _savez(file, {**names, **arrays}))
+
+
+@dataclass
+class Run:
+    """A run's folder, its history so far, and the checkpoint to go on after, if any."""
+
+    folder: RunFolder
+    history: History
+    checkpoint: Checkpoint | None = None
+
+
+def recorder(events: list[dict]) -> Callable[[str, int | None, str], None]:
+    """A function that says who comes and goes, and writes it down."""
+
+    def notify(event: str, partition: int | None, words: str) -> None:
+        events.append({"time": round(time.time(), 3), "event": event, "partition": partition, "words": words})
+        say(words)
+
+    return notify
+
+
+def open_run(args: argparse.Namespace) -> Run:
+    """A new run in --run-dir, or the one of --resume. Exits with one line where the folder can't be used.
+
+    args: run_dir, resume, and config, the settings of the run.
+    """
+    if args.resume:
+        folder = RunFolder(Path(args.resume))
+        checkpoint = folder.load_checkpoint()
+        history = checkpoint.history if checkpoint else History(args.config)
+        since = f"after {history.rounds[-1].unit} {checkpoint.server_round}" if checkpoint else None
+        say(f"resuming {folder.path} {since or 'from the start: it holds no checkpoint'}")
+        return Run(folder, history, checkpoint)
+    folder = RunFolder(Path(args.run_dir or time.strftime("runs/%Y-%m-%d-%H%M%S")))
+    history = History(args.config)
+    try:
+        folder.create()
+        folder.save_history(history)
+    except FileExistsError:
+        remedy = f"name another, or go on with --resume {folder.path}"
+        fail(f"--run-dir {folder.path} already holds a run, or is a file; {remedy}", 2)
+    except OSError as error:
+        fail(f"--run-dir {folder.path} can't be written ({error.strerror}); name another")
+    return Run(folder, history)
+
+
+def _savez(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # of which none is named allow_pickle
+
+
+def _by_name(arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"a{i:05d}": array for i, array in enumerate(arrays)}
+
+
+def _as_bytes(texts: dict[str, str]) -> dict[str, np.ndarray]:
+    return {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    """Reads every array whole, so the zip's own checksums find damage in it; raises KeyError where one is missing."""
+    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        meta, history = json.loads(file["meta"].tobytes()), History.from_json(file["history"].tobytes())
+        arrays = [file[f"a{i:05d}"] for i in range(meta["arrays"])]
+    weights = arrays[: meta["weights"]]
+    return Checkpoint(meta["round"], weights, arrays[meta["weights"] :], history)

@@ -1,0 +1,1 @@
+"""What each party proves and encrypts: TLS, certificates."""

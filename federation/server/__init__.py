@@ -1,0 +1,1 @@
+"""The server's side: who takes part, the rounds, the asynchronous mode, gRPC, the command line."""

@@ -1,0 +1,221 @@
+"""Who may join: first come, first served for the partitions, after proof of the shared secret."""
+
+import hmac
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from federation.config import Recipe
+from federation.console import clean
+from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, proof, read_hello, read_summary
+from federation.server.client_manager import ClientManager, Participant, Refused
+from federation.server.grpc_server import GrpcBridgeClosed
+
+from flwr.common import GetPropertiesIns, ReconnectIns
+from flwr.server.client_proxy import ClientProxy
+
+VERIFY_SECONDS = 10  # a connection that says nothing for so long is dropped
+MOST_UNVERIFIED = 64  # connections at a time; of Flower's 1,000 streams the rest stays free for clients
+WAITERS = 1000  # on the waiting list
+
+
+class Waitlisted(Exception):
+    """A client can't join yet, with the words it is told."""
+
+
+class Admission(ClientManager):
+    """Admits clients that come over gRPC: every connection is verified before it counts."""
+
+    def __init__(
+        self,
+        num_partitions: int,
+        recipe: Recipe,
+        notify: Callable[[str, int | None, str], None],
+        *,
+        secret: bytes | None = None,
+        waiting_list: bool = True,
+        load_timeout: float = 600,
+    ) -> None:
+        super().__init__(num_partitions, recipe, notify)
+        self.secret = secret
+        self.waiting_list = waiting_list
+        self.load_timeout = load_timeout
+        self._unverified: list[ClientProxy] = []
+        self._waiting: dict[str, float] = {}  # instances by arrival, and when each asked last
+        self._turned_away: Counter[str] = Counter()
+
+    def register(self, client: ClientProxy) -> bool:
+        """Called by Flower's servicer for every new stream; the answer comes later, once it is verified."""
+        pushed_out = None
+        with self.changed:
+            if self.closed:
+                return False
+            if len(self._unverified) >= MOST_UNVERIFIED:
+                # Anyone, not the oldest: however fast a flood, some clients have the time that an answer takes.
+                pushed_out = self._unverified.pop(random.randrange(MOST_UNVERIFIED))
+            self._unverified.append(client)
+        if pushed_out:
+            close(pushed_out)
+        threading.Thread(target=self._verify, args=(client,), daemon=True).start()
+        return True
+
+    def _verify(self, client: ClientProxy) -> None:
+        """Admit one client, or tell it why not; runs in a thread of its own on the open stream."""
+        began = time.monotonic()
+        participant: Participant | None = None
+        try:
+            participant = self._admit(client, read_hello(self._hello(client)))
+            self._verified(client)
+            self._assign(participant)
+        except Waitlisted as wait:
+            self.tell(client, "wait", str(wait), reconnect_in=RETRY_SECONDS)
+        except Refused as refusal:
+            self._count_refusal(refusal.kind, str(refusal))
+            self.unregister(client)
+            self.tell(client, "refused", str(refusal), code=refusal.code)
+        except GrpcBridgeClosed:
+            self.unregister(client)
+            who = f"client {participant.partition}" if participant else "a connection"
+            silent = participant is None and time.monotonic() - began >= VERIFY_SECONDS
+            how = f"said nothing for {VERIFY_SECONDS} s" if silent else "broke off before it had joined"
+            self._count_refusal(f"{who} {how}", f"{who} that {how}")
+        except Exception as error:  # a senseless answer: anyone can connect and say anything
+            self.unregister(client)
+            close(client)
+            kind = type(error).__name__
+            self._count_refusal(kind, f"a connection whose answer made no sense ({kind})")
+        finally:
+            self._verified(client)
+
+    def _verified(self, client: ClientProxy) -> None:
+        with self.changed:
+            if client in self._unverified:
+                self._unverified.remove(client)
+
+    def _hello(self, client: ClientProxy) -> dict:
+        """Challenge the client. Raises Refused where the answer won't do."""
+        nonce = secrets.token_hex(32)
+        hello = ask(client, {"ask": "hello", "nonce": nonce, "protocol": PROTOCOL}, VERIFY_SECONDS)
+        if self.secret is not None:
+            given = str(hello.get("proof", ""))
+            if not hmac.compare_digest(proof(self.secret, nonce).encode(), given.encode()):
+                how = "wrong" if given else "missing"
+                words = f"{how} shared secret; start the client with the --secret-file that the server has"
+                raise Refused(f"{how} secret", words)
+        if hello.get("protocol") != PROTOCOL:
+            theirs = clean(hello.get("protocol"), 20)
+            words = f"the client's handshake is version {theirs}, the server's {PROTOCOL}; update the older one"
+            raise Refused("protocol", words)
+        return hello
+
+    def _admit(self, client: ClientProxy, hello: Hello) -> Participant:
+        """Make the client a participant, not yet ready. Raises Refused or Waitlisted."""
+        with self.changed:
+            if self.closed:
+                raise Refused("over", "the run is over")
+            self.same_classes(hello.classes)
+            before = next((each for each in self.participants.values() if each.instance == hello.instance), None)
+            if before is not None:
+                close(before.client)
+                partition = before.partition
+            else:
+                partition = self._choose(hello)
+            participant = Participant(partition, client, hello.instance, hello.host)
+            self.participants[partition] = participant
+            return participant
+
+    def _choose(self, hello: Hello) -> int:
+        """A free partition: the one wanted, or held before, or the lowest. Raises Refused or Waitlisted."""
+        instance, wanted = hello.instance, hello.wanted
+        free = [partition for partition in range(self.num_partitions) if partition not in self.participants]
+        if wanted >= self.num_partitions:
+            words = f"--partition-id {wanted} is not there: this run has partitions 0 to {self.num_partitions - 1}"
+            raise Refused("partition", words, code=2)
+        if wanted >= 0 and wanted not in free:
+            words = f"--partition-id {wanted} is taken; choose another, or leave it out"
+            raise Refused("partition", words, code=2)
+        ahead = self._ahead_of(instance)
+        if len(free) <= ahead:
+            words = f"all {self.num_partitions} places are taken"
+            if not self.waiting_list:
+                raise Refused("full", f"{words}, and this server keeps no waiting list")
+            if instance not in self._waiting and len(self._waiting) >= WAITERS:
+                raise Refused("full", f"{words}, and {WAITERS:,} clients wait already")
+            self._waiting[instance] = time.monotonic()
+            raise Waitlisted(f"{words}; you are number {ahead + 1} on the waiting list")
+        self._waiting.pop(instance, None)
+        return next(partition for partition in (wanted, hello.held, free[0]) if partition in free)
+
+    def _ahead_of(self, instance: str) -> int:
+        """How many came before and are still waiting."""
+        asked_lately = time.monotonic() - 3 * RETRY_SECONDS
+        self._waiting = {who: last for who, last in self._waiting.items() if last > asked_lately}
+        return list(self._waiting).index(instance) if instance in self._waiting else len(self._waiting)
+
+    def _assign(self, participant: Participant) -> None:
+        """Send the assignment; the participant is ready once it says how much data it has."""
+        assignment = {"partition": participant.partition, "num_partitions": self.num_partitions}
+        question = {"ask": "place", **assignment, "recipe": self.recipe.to_json()}
+        answer = ask(participant.client, question, self.load_timeout)
+        name = f"client {participant.partition}"
+        if "error" in answer:
+            raise Refused(f"start {name}", f"{name} could not start: {clean(answer['error'])}")
+        there = self.settle(participant, read_summary(answer), name)
+        if there:
+            words = f"{name} joined, {participant.train_examples:,} training images"
+            words += f" ({there} of {self.num_partitions} there)"
+            self.notify("join", participant.partition, words)
+
+    def _count_refusal(self, kind: str, words: str) -> None:
+        """Say the first few of each kind, then the 10th, 100th...: nobody shall fill the operator's terminal."""
+        with self.changed:
+            self._turned_away[kind] += 1
+            times = self._turned_away[kind]
+        if (times <= 3 or times in (10, 100, 1000, 10_000, 100_000)) and not self.closed:
+            self.notify("refuse", None, f"turned away: {words}" + (f" ({times:,} times)" if times > 3 else ""))
+
+    # When it is over for a client
+
+    def lose(self, client: ClientProxy) -> None:
+        """Give up a client whose stream is broken or that takes too long; it may come back."""
+        self.unregister(client)
+        close(client)
+
+    def drop(self, participant: Participant, words: str) -> None:
+        """End a client's part in the run and tell it why, as far as it still listens."""
+        self.unregister(participant.client)
+        threading.Thread(target=self.tell, args=(participant.client, "dropped", words), daemon=True).start()
+
+    def close(self, kind: str, words: str, seconds: float = 3.0) -> None:
+        """Admit nobody any more, and tell every client; who is busy or dead loses the stream after so many seconds."""
+        with self.changed:
+            self.closed = True
+            clients = [each.client for each in self.participants.values()]
+        threads = [threading.Thread(target=self.tell, args=(client, kind, words), daemon=True) for client in clients]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def tell(self, client: ClientProxy, kind: str, words: str, code: int = 1, reconnect_in: int | None = None) -> None:
+        """Say why the stream ends, then end it with Flower's own ReconnectIns."""
+        try:
+            ask(client, {"ask": "told", "kind": kind, "words": words, "code": code}, VERIFY_SECONDS)
+            client.reconnect(ReconnectIns(seconds=reconnect_in), timeout=VERIFY_SECONDS, group_id=None)
+        except Exception:  # a client that no longer listens can't be told
+            pass
+        close(client)  # it has left by itself, or it means to stay in our way
+
+
+def ask(client: ClientProxy, words: dict, timeout: float) -> dict:
+    """One message of protocol.py. Raises where the stream is broken or timeout seconds pass."""
+    return client.get_properties(GetPropertiesIns(config=words), timeout=timeout, group_id=None).properties
+
+
+def close(client: ClientProxy) -> None:
+    """End a stream from our side; whoever waits for its answer gets an exception."""
+    client.bridge.close()  # type: ignore[attr-defined]  # of grpc_server.Proxy

@@ -1,0 +1,258 @@
+"""The asynchronous mode: every client trains on the newest model as soon as it is free, and nobody waits."""
+
+import time
+from dataclasses import dataclass
+
+from federation.aggregation.fedbuff import BufferedUpdate, FedBuff, TrainingJob
+from federation.aggregation.strategy import mean_metrics
+from federation.aggregation.validation import Score
+from federation.compression import num_bytes
+from federation.config import MAIN_METRIC
+from federation.console import say
+from federation.results.history import VersionRecord
+from federation.results.run_folder import Checkpoint
+from federation.server.client_manager import Participant
+from federation.server.dispatch import SLICE, Request, RunFailed
+from federation.server.pace import Pace
+from federation.server.rounds import FederatedServer
+
+import numpy as np
+from flwr.common import EvaluateRes, FitRes, Parameters
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a client is at work on: a training, or, without one, the evaluation of a version."""
+
+    version: int
+    weights: list[np.ndarray]  # of that version
+    training: TrainingJob | None = None
+
+
+class AsyncServer(FederatedServer):
+    """The asynchronous mode; how a run starts, ends, fails and resumes is FederatedServer's.
+
+    A checkpoint is written with every version, when the buffer is empty. A server that dies loses what
+    its clients have in hand and the less than --buffer-size updates that came in since: all of that is
+    trained again, as a run of rounds trains the round again that it died in.
+
+    Who is free when depends on the clients' speed, so two runs differ. But history.json holds every
+    training in its order of arrival, and the result is a function of that: fedbuff.replay().
+    """
+
+    unit = "version"
+
+    def _begin(self, weights: list[np.ndarray]) -> None:
+        self._adopt(weights)
+        self._write_version([], seconds=0.0)
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        self._adopt(checkpoint.weights)
+        self.buffer.restore(checkpoint.server_round, (each for record in self.versions for each in record.updates))
+        self.said = checkpoint.server_round  # the newest version may not have been evaluated by all
+        self.began -= self.versions[-1].time
+        for record in self.versions[:-1]:
+            self._say(record)
+
+    def _adopt(self, weights: list[np.ndarray]) -> None:
+        self.weights = weights
+        positions, compress = self.clients.buffer_positions, self.recipe.compress
+        self.buffer = FedBuff(weights, positions, self.settings, self.recipe.rounds, compress)
+        self.began = time.monotonic()
+        self.said = 0  # versions whose row is on the screen
+        self.reached = False  # the target
+        self.busy: dict[Request, Work] = {}
+        self.evaluated: dict[str, int] = {}  # the newest version that each client was asked to evaluate
+        self.scores: dict[int, dict[int, Score]] = {}  # by version and partition
+        self.pace = Pace(self.settings.patience)
+        self.sent: tuple[int, Parameters] = (-1, self.dispatcher.parameters([]))
+        self.held_until: float | None = None  # an update came in, and more are expected in the same moment
+        self.alone_since: float | None = None  # when too few clients were left
+
+    @property
+    def versions(self) -> list[VersionRecord]:
+        return self.history.rounds  # type: ignore[return-value]  # in this mode they are
+
+    def _work(self) -> None:
+        while self.buffer.updates < self.buffer.total and not self.reached:
+            if not self._more_is_coming():
+                self._make_version_if_due()
+                self._hand_out(training=self._enough_clients())
+            self._collect()
+        self._make_version_if_due()
+        late = sorted(request.participant.partition for request, work in self.busy.items() if work.training)
+        if late:
+            say(f"the last update is in; still training, then to evaluate the model: {', '.join(map(str, late))}")
+        while self._hand_out(training=False) or self.busy:
+            self._collect()
+        if self.versions[-1].main() is None:
+            raise RunFailed(f"no client could evaluate the final model, version {self.buffer.version}")
+        self._say_rows(final=True)
+        self.folder.save_checkpoint(self._checkpoint())
+
+    # Handing out and taking in
+
+    def _hand_out(self, training: bool) -> bool:
+        """Give those who are free the newest version: to evaluate first, then to train. Whether any work was given."""
+        at_work, before = {request.participant.instance for request in self.busy}, len(self.busy)
+        free = [one for one in self.clients.ready() if one.instance not in at_work]
+        for one in sorted(free, key=lambda one: self.pace.usual(one.partition)):
+            if self.evaluated.get(one.instance) != self.buffer.version:
+                self.evaluated[one.instance] = self.buffer.version
+                hosts, version = self.dispatcher.hosts(), self.buffer.version
+                request = self.dispatcher.start_evaluate(one, hosts, self._parameters(), version)
+                self.busy[request] = Work(version, self.buffer.weights)
+            elif training and self._comes_in_time(one):
+                self._start_training(one)
+        return len(self.busy) > before
+
+    def _start_training(self, participant: Participant) -> None:
+        job, total = self.buffer.hand_out(participant.partition), self.buffer.total
+        part = {"start": job.begins / total, "end": job.ends / total}
+        hosts, parameters = self.dispatcher.hosts(), self._parameters()
+        request = self.dispatcher.start_fit(participant, hosts, parameters, job.number, version=job.version, **part)
+        self.busy[request] = Work(job.version, self.buffer.weights, job)
+
+    def _parameters(self) -> Parameters:
+        """The newest version as it is sent, made once for all."""
+        if self.sent[0] != self.buffer.version:
+            self.sent = (self.buffer.version, self.dispatcher.parameters(self.buffer.weights))
+        return self.sent[1]
+
+    def _collect(self) -> None:
+        """Take in what came, after a short wait where nothing did."""
+        if not self.busy:
+            self.dispatcher.stop.wait(0.1)
+            self.dispatcher.raise_if_stopped()
+        held = max(0.0, self.held_until - time.monotonic()) if self.held_until else SLICE
+        for request in self.dispatcher.wait(list(self.busy), min(SLICE, held)):
+            work, participant = self.busy.pop(request), request.participant
+            answer = self.dispatcher.answer(request)
+            if answer is None or self.clients.of_client(participant.client) is not participant:
+                # It left, or lost its stream and is back already: what it was to do is done again.
+                self.evaluated.pop(participant.instance, None)
+            elif work.training:
+                self.pace.took(participant.partition, time.monotonic() - request.since)
+                self._take_update(participant, work, work.training, answer)
+            else:
+                self._take_score(participant, work.version, answer)
+        self._say_rows()
+
+    def _take_update(self, participant: Participant, work: Work, job: TrainingJob, answer: FitRes) -> None:
+        self.buffer.came_back(job)
+        if self.buffer.updates >= self.buffer.total or self.reached:
+            return
+        update = self.dispatcher.validated_fit(self.buffer.version, participant, answer, work.weights)
+        if update is None:
+            return
+        if not self.buffer.receive(job, work.weights, update):
+            staleness = self.buffer.version - work.version
+            reason = f"its staleness {staleness} is above --max-staleness {self.settings.max_staleness}"
+            self.dispatcher.leave_out(self.buffer.version, participant, reason)
+        if self.held_until is None:
+            self.held_until = time.monotonic() + self.pace.moment()
+
+    def _take_score(self, participant: Participant, version: int, answer: EvaluateRes) -> None:
+        score = self.dispatcher.validated_evaluate(version, participant, answer)
+        if score is None:
+            return
+        scores = self.scores.setdefault(version, {})
+        scores[participant.partition] = score
+        record = self.versions[version]
+        record.metrics = mean_metrics(list(scores.values()))
+        record.by_client = {MAIN_METRIC: {str(p): each.metrics[MAIN_METRIC] for p, each in sorted(scores.items())}}
+        record.evaluated = round(self._seconds(), 3)
+
+    def _more_is_coming(self) -> bool:
+        """Whether an update that came in waits a moment (--patience) for others that are about to come.
+
+        Clients of equal speed then share a version and start together from it, without staleness, as in
+        rounds; otherwise each would miss what came in just after it began.
+        """
+        if self.held_until is None:
+            return False
+        if time.monotonic() < self.held_until and self.pace.is_more_coming(self._working()):
+            return True
+        self.held_until = None
+        return False
+
+    def _comes_in_time(self, participant: Participant) -> bool:
+        """Whether its update can be expected before the others have sent the last ones of the run.
+
+        Otherwise a slow client would be busy with nothing when the run ends, and keep its evaluation waiting.
+        """
+        others = self.pace.arrivals_within(self.pace.usual(participant.partition), self._working())
+        return self.buffer.updates + others < self.buffer.total
+
+    def _working(self) -> list[tuple[int, float]]:
+        now = time.monotonic()
+        return [
+            (request.participant.partition, now - request.since) for request, work in self.busy.items() if work.training
+        ]
+
+    # Writing down
+
+    def _make_version_if_due(self) -> None:
+        if self.buffer.is_due():
+            buffered = self.buffer.apply()
+            self._write_version(buffered, seconds=self._seconds() - self.versions[-1].time)
+
+    def _write_version(self, buffered: list[BufferedUpdate], seconds: float) -> None:
+        """A record of the newest version, on disk before anybody trains on it; its metrics come later."""
+        updates = [each.update for each in buffered]
+        record = VersionRecord(
+            self.buffer.version,
+            metrics={},
+            train_metrics=mean_metrics(updates),
+            clients=len({update.partition for update in updates}),
+            seconds=round(seconds, 3),
+            bytes_received=sum(num_bytes(update.weights, self.recipe.compress) for update in updates),
+            by_client={MAIN_METRIC: {}},
+            updates=[each.to_json() for each in buffered],
+            time=round(self._seconds(), 3),
+            rounds_worth=self.buffer.updates / self.settings.clients,
+        )
+        self.versions.append(record)
+        self.rounds_done = self.buffer.version
+        self.weights = self.buffer.weights
+        self.folder.save_checkpoint(self._checkpoint())
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.buffer.version, self.buffer.weights, [], self.history)
+
+    def _say_rows(self, final: bool = False) -> None:
+        """Say the row of each version that no client evaluates any more, as a newer one is there."""
+        being_evaluated = {work.version for work in self.busy.values() if work.training is None}
+        while self.said < self.buffer.version + final and self.said not in being_evaluated:
+            record = self.versions[self.said]
+            self._say(record)
+            self.observers.round(record)
+            self.said += 1
+            target, score = self.settings.target_accuracy, record.main()
+            scored_by = len(self.scores.get(record.round, {}))
+            enough = scored_by >= max(1, len(self.clients.ready()) / 2)
+            if target is None or score is None or self.reached or self.said <= 1 or not enough:
+                continue
+            if score >= target:
+                self.reached = True
+                say(f"{MAIN_METRIC} {target:g} reached with version {record.round} (--target-accuracy)")
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def _enough_clients(self) -> bool:
+        """Whether --min-clients are there. Raises RunFailed once they were not for --rejoin-wait seconds."""
+        there, least, now = len(self.clients.ready()), self.settings.min_clients, time.monotonic()
+        if there >= least:
+            self.alone_since = None
+            return True
+        if self.alone_since is None:
+            self.alone_since = now
+            wait = self.settings.rejoin_wait
+            say(f"{there} clients left, --min-clients is {least}; waiting up to {wait:g} s for more")
+        if now >= self.alone_since + self.settings.rejoin_wait:
+            raise self.dispatcher.too_few(there, self.rounds_done)
+        return False
+
+
+SERVERS: dict[str, type[FederatedServer]] = {"sync": FederatedServer, "async": AsyncServer}  # by --mode

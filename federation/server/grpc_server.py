@@ -1,0 +1,152 @@
+"""Flower's end of a client's gRPC stream, hardened: no copy of the model for each client, no limitless reading.
+
+As Flower ships it, one stream that nobody has admitted can fill the server's memory, for a thread reads ahead of
+the questions without end (1.8 GB in eight seconds, measured), and a client that doesn't read its questions keeps its
+stream for ever, for the timeout begins only once the question has left. And it makes a message anew for each client,
+keeps it twice until it is answered, and an answer until the next one comes: 300 clients took 2.3 GB at the server
+(benchmarks/scale.py), most of it the same model.
+
+All of Flower's private names that the server needs are imported here.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, Parameters, serde
+from flwr.proto.transport_pb2 import ClientMessage, ServerMessage
+from google.protobuf.message import DecodeError
+
+try:
+    from flwr.server.superlink.fleet.grpc_bidi import grpc_server
+    from flwr.server.superlink.fleet.grpc_bidi.flower_service_servicer import FlowerServiceServicer
+    from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridge, GrpcBridgeClosed, InsWrapper, ResWrapper
+    from flwr.server.superlink.fleet.grpc_bidi.grpc_client_proxy import GrpcClientProxy
+except ImportError:  # Flower 1.43 keeps what is left of gRPC under flwr.compat
+    from flwr.compat.server.grpc_bidi import grpc_server  # type: ignore[no-redef]
+    from flwr.compat.server.grpc_bidi.flower_service_servicer import FlowerServiceServicer  # type: ignore[no-redef]
+    from flwr.compat.server.grpc_bidi.grpc_bridge import (  # type: ignore[no-redef]
+        GrpcBridge,
+        GrpcBridgeClosed,
+        InsWrapper,
+        ResWrapper,
+    )
+    from flwr.compat.server.grpc_bidi.grpc_client_proxy import GrpcClientProxy  # type: ignore[no-redef]
+
+SERVICE = "flwr.proto.FlowerService"
+GRACE = 1.0  # after the timeout, for Flower to end the stream by its own means
+
+
+def harden() -> None:
+    """Have flwr.server.start_server, which takes no servicer, serve BackpressureServicer instead of Flower's own.
+
+    A message is not parsed before somebody asks for it: gRPC would keep 11 kB for ever for each message that its
+    deserializer refuses (grpcio 1.85, measured).
+    """
+
+    def add(flower: FlowerServiceServicer, server: grpc.Server) -> None:
+        join = grpc.stream_stream_rpc_method_handler(BackpressureServicer(flower.client_manager).Join, Answer, as_bytes)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Join": join}),))
+
+    grpc_server.add_FlowerServiceServicer_to_server = add  # type: ignore[assignment]
+
+
+class Answer:
+    """A client's message as it came; once it is taken, whoever else still holds on to it holds nothing."""
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+
+    def take(self) -> ClientMessage:
+        """The message; of bytes that are none, or taken before, an empty one, which answers no question."""
+        message, self._message = self._message, b""
+        try:
+            return ClientMessage.FromString(message)
+        except DecodeError:
+            return ClientMessage()
+
+
+class Bridge(GrpcBridge):
+    """The questions and answers of one stream; closing it ends the stream at once."""
+
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        super().__init__()
+        self._cancel = cancel
+
+    def request(self, ins_wrapper: InsWrapper) -> ResWrapper:
+        """Ask, and wait for the answer. Raises GrpcBridgeClosed at the latest soon after the timeout."""
+        return ResWrapper(self.ask(ins_wrapper).take())
+
+    def ask(self, ins_wrapper: InsWrapper) -> Any:
+        """The same, the answer as it came."""
+        if ins_wrapper.timeout is None:
+            return super().request(ins_wrapper).client_message
+        timer = threading.Timer(ins_wrapper.timeout + GRACE, self.close)
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().request(ins_wrapper).client_message
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        super().close()
+        self._cancel()
+
+
+class Proxy(GrpcClientProxy):
+    """Flower's proxy of a client, which asks the questions that all get alike with the same bytes."""
+
+    unpacking = threading.Lock()  # one at a time: an update takes three times its room meanwhile
+
+    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
+        answer = self._ask(ins, timeout)
+        with self.unpacking:
+            return serde.fit_res_from_proto(answer.take().fit_res)
+
+    def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
+        return serde.evaluate_res_from_proto(self._ask(ins, timeout).take().evaluate_res)
+
+    def _ask(self, ins: Any, timeout: float | None) -> Answer:
+        tensors, config = tuple(ins.parameters.tensors), tuple(sorted(ins.config.items()))
+        kind: Any = type(ins)
+        question = _question(kind, tensors, ins.parameters.tensor_type, config)
+        return self.bridge.ask(InsWrapper(question, timeout))  # type: ignore[attr-defined, arg-type]
+
+
+class BackpressureServicer(FlowerServiceServicer):
+    """Takes one answer off the connection for each question; gRPC's flow control holds the rest back at the sender."""
+
+    def Join(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        asked = threading.Semaphore(0)
+        if not context.add_callback(asked.release):  # else the reading thread would outlive the stream
+            return
+        flower = FlowerServiceServicer(self.client_manager, lambda: Bridge(context.cancel), Proxy)
+        try:
+            for question in flower.Join(_one_each(request_iterator, asked), context):
+                asked.release()
+                yield question
+        except GrpcBridgeClosed:  # we ended the stream ourselves
+            return
+
+
+def _one_each(answers: Iterator[Any], asked: threading.Semaphore) -> Iterator[Any]:
+    asked.acquire()
+    for answer in answers:
+        yield answer
+        asked.acquire()
+
+
+@functools.lru_cache(maxsize=4)  # a round's, which differ at most in how many clients share a machine
+def _question(kind: type, tensors: tuple[bytes, ...], tensor_type: str, config: tuple) -> bytes:
+    ins = kind(Parameters(list(tensors), tensor_type), dict(config))
+    if kind is FitIns:
+        return ServerMessage(fit_ins=serde.fit_ins_to_proto(ins)).SerializeToString()
+    return ServerMessage(evaluate_ins=serde.evaluate_ins_to_proto(ins)).SerializeToString()
+
+
+def as_bytes(question: ServerMessage | bytes) -> bytes:
+    """What is sent: a Proxy's questions are bytes already."""
+    return question if isinstance(question, bytes) else question.SerializeToString()

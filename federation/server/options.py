@@ -1,0 +1,126 @@
+"""The server's command line: a flag for every setting, and what is about this machine alone."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from federation.config import RUN, Recipe, Settings, add_flags, flag
+from federation.console import Parser
+from federation.net import is_loopback, parse_address
+from federation.results.run_folder import RunFolder
+from federation.server.settings import ServerSettings
+
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
+JOIN = "who may join"
+EXAMPLES = """\
+examples:
+  python server.py                                          three clients on this machine, three rounds
+  python server.py --partitioner dirichlet --alpha 0.1      clients that hold few of the classes
+  python server.py --strategy fedadam --rounds 10           another aggregation
+  python server.py --resume runs/2026-11-22-140000          go on after a stop or a crash
+"""
+
+
+def build_parser(description: str | None) -> Parser:
+    parser = Parser(description, epilog=EXAMPLES)
+    add = parser.add_argument_group(RUN).add_argument
+    add("--address", default="127.0.0.1:8080", metavar="HOST:PORT", help="where to listen")
+    add("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
+    add("--resume", metavar="RUN_DIR", help="go on with a run after its last whole round")
+    add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
+    add_flags(parser, [Recipe, ServerSettings])
+    add = parser.add_argument_group(JOIN).add_argument
+    add("--no-waiting-list", action="store_true", help="refuse clients that find no free place")
+    add("--secret-file", metavar="FILE", help="the shared secret that clients must prove (or FEDERATION_SECRET)")
+    add("--certificate", metavar="FILE", help="the server's TLS certificate")
+    add("--private-key", metavar="FILE", help="its key")
+    add("--ca-certificate", metavar="FILE", help="the authority that signed it; clients get this file too")
+    add("--max-message-mb", type=float, default=64, metavar="MB", help="refuse larger messages")
+    add("--insecure", action="store_true", help="listen beyond this machine without TLS and secret")
+    return parser
+
+
+def parse_args(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags, with `recipe`, `settings`, and `config`: both as a run stores them. Exits with 2 and one line if wrong."""
+    parser = build_parser(description)
+    args = parser.parse_args(argv)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    try:
+        if args.resume:
+            args.recipe, args.settings, args.config = _resumed(args, given)
+        else:
+            args.recipe, args.settings = _of(Recipe, given), _of(ServerSettings, given)
+            args.config = {**dataclasses.asdict(args.recipe), **dataclasses.asdict(args.settings)}
+        updates = args.recipe.rounds * args.settings.clients
+        if args.settings.mode == "async" and args.settings.buffer_size > updates:
+            what = f"the run's {updates} updates (rounds x clients)"
+            raise ValueError(f"--buffer-size must be between 1 and {what}, got {args.settings.buffer_size}")
+        for problem in _problems(args):
+            raise ValueError(problem)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def describe(args: argparse.Namespace) -> str:
+    """What the run will do, in a few words."""
+    recipe, settings = args.recipe, args.settings
+    if settings.mode == "async":
+        return f"fedbuff of {recipe.model}, {recipe.rounds * settings.clients} updates"
+    return f"{settings.strategy} of {recipe.model}, {recipe.rounds} rounds"
+
+
+def _of(kind: type[SomeSettings], values: dict) -> SomeSettings:
+    return kind(**{name: values[name] for name in kind.names() if name in values})
+
+
+def _resumed(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSettings, dict]:
+    """The settings that the run began with, and those of the server's that are given now. Raises ValueError."""
+    if args.run_dir:
+        raise ValueError(f"--resume {args.resume} names the run folder; leave out --run-dir {args.run_dir}")
+    try:
+        config = RunFolder(Path(args.resume)).load_config()
+        recipe, stored = Recipe.from_stored(config), ServerSettings.from_stored(config)
+        config["rounds"], config["clients"]
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, no JSON, or not what we wrote
+        raise ValueError(f"--resume {args.resume} holds no run (no readable history.json)") from None
+    for name in Recipe.names():
+        now = _of(Recipe, {**dataclasses.asdict(recipe), **given})
+        if getattr(now, name) != getattr(recipe, name):
+            theirs = f"{flag(name)} {given[name]}"
+            raise ValueError(
+                f"--resume keeps the run's own recipe ({name} is {getattr(recipe, name)}); leave out {theirs}"
+            )
+    for name, what in (("clients", f"{stored.clients} clients"), ("mode", f"mode, {stored.mode}")):
+        if given.get(name, getattr(stored, name)) != getattr(stored, name):
+            raise ValueError(f"--resume keeps the run's own {what}; leave out {flag(name)} {given[name]}")
+    return recipe, _of(ServerSettings, {**dataclasses.asdict(stored), **given}), config
+
+
+def _problems(args: argparse.Namespace) -> Iterator[str]:
+    """A line for every flag about this machine that can't be used."""
+    try:
+        host, port = parse_address(args.address)
+    except ValueError as error:
+        yield f"--address {error}"
+    if port == 0:
+        yield "--address needs a port from 1 to 65535, got 0"
+    if not 0 < args.max_message_mb < float("inf"):
+        yield f"--max-message-mb must be above 0, got {args.max_message_mb}"
+    if args.max_message_mb > 2047:
+        yield f"--max-message-mb can be 2047 at most (gRPC's limit), got {args.max_message_mb}"
+    tls = [args.certificate, args.private_key, args.ca_certificate]
+    if any(tls) and not all(tls):
+        yield (
+            "TLS needs all of --certificate, --private-key and --ca-certificate; "
+            "make them with python -m federation.certificates"
+        )
+    secret = args.secret_file or os.environ.get("FEDERATION_SECRET")
+    if not is_loopback(host) and not args.insecure and not (all(tls) and secret):
+        yield (
+            f"--address {args.address} is open to other machines; give --secret-file and TLS "
+            "(--certificate, --private-key, --ca-certificate), or say --insecure"
+        )
