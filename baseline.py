@@ -1,7 +1,6 @@
 """The same training without federation: one model on all the clients' images, and each client on its own alone."""
 
 import argparse
-import sys
 import time
 
 from federation.client.compute import find_device
@@ -127,7 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -5,7 +5,6 @@ from federation.client.options import parse_args
 ARGS = parse_args(__doc__) if __name__ == "__main__" else None  # before torch: --help and wrong use answer at once
 
 import functools
-import sys
 
 from federation.client import model_file
 from federation.client.compute import find_device, share_cores
@@ -112,5 +111,3 @@ if __name__ == "__main__":
         exit_now(0)
     except (DataError, model_file.ModelFileError) as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -10,10 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from federation.client.options import add_data_flags
-from federation.console import Parser, fail, say
+from federation.console import Parser, command_line, fail, say
+from federation.protocol import presence
 from federation.results.history import History
+from federation.results.run_folder import new_run_dir
 from federation.results.tables import table
 
 from data import DataError, open_dataset
@@ -32,33 +34,38 @@ class Processes:
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen] = {}
+        self.complete = False  # all clients were there once, so that the run could begin
         self._readers: list[threading.Thread] = []
 
     def start(self, name: str, command: list[str]) -> None:
         process = subprocess.Popen(
             [sys.executable, "-u", *command],
             cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends the others in order
         )
-        colour = COLOURS[len(self.processes) % len(COLOURS)]
         self.processes[name] = process
-        reader = threading.Thread(target=_pass_on, args=(name, colour, process), daemon=True)
+        reader = threading.Thread(target=self._pass_on, args=(name, len(self.processes), process), daemon=True)
         reader.start()
         self._readers.append(reader)
 
     def wait(self) -> dict[str, int]:
-        """Exit codes by name, once all have ended. When the server fails, the clients are ended too."""
+        """Exit codes by name, once all have ended. When the run can't begin or go on, all are ended."""
         server = self.processes["server"]
         while any(process.poll() is None for process in self.processes.values()):
-            if server.poll() not in (None, 0):
-                self.end()
+            lost = [name for name, process in self.processes.items() if process.poll() not in (None, 0)]
             clients = [process for name, process in self.processes.items() if name != "server"]
-            if server.poll() is None and all(process.poll() is not None for process in clients):
+            if server.poll() is None and lost and not self.complete:
+                say(f"demo: the run can't begin without {', '.join(lost)}; ending the others")
+                self.end()
+            elif server.poll() not in (None, 0):
+                self.end()
+            elif server.poll() is None and all(process.poll() is not None for process in clients):
                 self._end_one(server)  # nobody is left who could come back
             time.sleep(0.02)
         for reader in self._readers:
@@ -69,6 +76,11 @@ class Processes:
         for process in reversed(self.processes.values()):
             self._end_one(process)
 
+    def kill(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+
     def _end_one(self, process: subprocess.Popen) -> None:
         if process.poll() is None:
             process.terminate()
@@ -78,13 +90,14 @@ class Processes:
                 process.kill()
                 process.wait()
 
-
-def _pass_on(name: str, colour: int, process: subprocess.Popen) -> None:
-    label = f"{name:<8} |"
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-        label = f"\033[{colour}m{label}\033[0m"
-    for line in process.stdout or ():
-        say(f"{label} {line.rstrip()}")
+    def _pass_on(self, name: str, number: int, process: subprocess.Popen) -> None:
+        label = f"{name:<8} |"
+        if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+            label = f"\033[{COLOURS[(number - 1) % len(COLOURS)]}m{label}\033[0m"
+        for line in process.stdout or ():
+            everybody = presence(len(self.processes) - 1, len(self.processes) - 1)
+            self.complete = self.complete or (name == "server" and everybody in line)
+            say(f"{label} {line.rstrip()}")
 
 
 def choose_dataset(name: str | None, data_dir: str) -> str:
@@ -126,17 +139,26 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, server
 
 
+def interrupt(processes: Processes, number: int) -> NoReturn:
+    """End everything in order; asked once more, end it at once."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: processes.kill())
+    raise SystemExit(128 + number)
+
+
 def main() -> int:
     args, server_options = parse_args(sys.argv[1:])
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     dataset = str(Path(choose_dataset(args.dataset, args.data_dir)))
     if Path(dataset).is_dir():
         dataset = str(Path(dataset).resolve())  # the processes run in the project's folder
     address = f"127.0.0.1:{free_port()}"
-    run_dir = Path(args.run_dir or time.strftime("runs/%Y-%m-%d-%H%M%S")).resolve()
+    run_dir = (Path(args.run_dir) if args.run_dir else new_run_dir()).resolve()
     data_dir = ["--data-dir", str(Path(args.data_dir).resolve())]
     processes = Processes()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, lambda number, _: interrupt(processes, number))
     try:
         counts = ["--rounds", str(args.rounds), "--clients", str(args.clients)]
         processes.start(
@@ -163,9 +185,9 @@ def main() -> int:
     follow = [["evaluate.py", *about], ["baseline.py", *about]]
     if not args.compare:
         print("next, its predictions, and what it would have been without federation:")
-        print("\n".join("  python " + shlex.join(command) for command in follow))
+        print("\n".join("  " + command_line("python", *command) for command in follow))
     for command in follow if args.compare else []:
-        print(f"\n$ python {shlex.join(command)}", flush=True)
+        say(f"\n$ {command_line('python', *command)}")
         code = subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode
         if code:
             return code
@@ -174,7 +196,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

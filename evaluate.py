@@ -1,7 +1,6 @@
 """The final model of a run on the whole test set: accuracy by class, and the pictures of its predictions."""
 
 import argparse
-import sys
 
 from federation.client import model_file
 from federation.client.options import add_data_flags
@@ -106,7 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -1,9 +1,18 @@
-"""How the programs speak: plain lines at once, errors in one line, help that shows each default once."""
+"""How the programs speak: plain lines at once, errors in one line, help that shows each default once.
+
+Output is no lifeline: where it goes away, is full, or can't show a character, the program goes on.
+"""
 
 import argparse
+import atexit
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def say(text: str) -> None:
@@ -21,6 +30,68 @@ def clean(text: object, limit: int = 300) -> str:
     line = " ".join(str(text)[: 10 * limit].split())
     line = "".join(character for character in line if character.isprintable())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def command_line(*words: object) -> str:
+    """A command as it can be pasted into this system's shell, whatever characters a path holds."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+
+
+def begin_program() -> None:
+    """Make output harmless, and let Ctrl-C end the program at any time with exit code 130 and without a traceback.
+
+    A closed terminal doesn't end it (as after nohup). Programs with something to tidy up set handlers of their own.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: else the next file or socket would become our output
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
+    atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush()))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the shell has it ignored
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class _Output:
+    """A stream that never raises: what it can't write is lost."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115 (Python has None for a closed one)
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="replace")
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except (OSError, ValueError) as error:
+            self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        """Forget what is buffered, too: Python would try it again, and fail, at the program's end."""
+        with contextlib.suppress(OSError, ValueError):
+            number = self._stream.fileno()
+            nowhere, kept = os.open(os.devnull, os.O_WRONLY), os.dup(number)
+            os.dup2(nowhere, number)
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.flush()
+            if not isinstance(error, BrokenPipeError):  # a full disk may have room again
+                os.dup2(kept, number)
+            os.close(nowhere)
+            os.close(kept)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Parser(argparse.ArgumentParser):

@@ -46,8 +46,8 @@ def allow_many_connections() -> None:
 
 
 def end_on_sigterm() -> None:
-    """Have SIGTERM end the process in order, with the exit code that shells give it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Have SIGTERM end the process with the exit code that shells give it."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
 
 
 def exit_now(code: int) -> NoReturn:

@@ -61,6 +61,11 @@ class CloseReason:
     code: int  # the client's exit code
 
 
+def presence(there: int, wanted: int) -> str:
+    """How the server says who is there; demo.py reads it."""
+    return f"({there} of {wanted} there)"
+
+
 def read_hello(answer: dict) -> Hello:
     classes = [clean(_text(name, 1, 10 * LONGEST_NAME), LONGEST_NAME) for name in _list(answer["classes"])]
     if not 1 <= len(classes) <= MOST_CLASSES:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from federation.aggregation.strategy import STRATEGIES, CheckedStrategy, as_dtype, clip, weighted_mean
+from federation.aggregation.strategy import STRATEGIES, CheckedStrategy, as_dtype, clip, mean_array, weighted_mean
 from federation.aggregation.validation import Update
 from federation.compression import as_sent
 
@@ -127,6 +127,10 @@ class FedBuff:
     def _moved(self, i: int, buffered: list[BufferedUpdate], part: float, rate: float) -> np.ndarray:
         """The array at position i, one step on; where it is measured, not trained, towards what was measured."""
         old, measured = self.weights[i], i in self._measured
+        if not np.isfinite(old).all():
+            return old  # constant, such as a mask
+        if old.dtype.kind in "iu" and part == 1.0 and not any(each.staleness for each in buffered):
+            return mean_array([(each.update.weights[i], each.update.examples) for each in buffered])
         steps = [
             (each.update.weights[i] - (old if measured else each.base[i]), each.update.examples, each.staleness)
             for each in buffered

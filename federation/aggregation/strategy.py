@@ -72,7 +72,9 @@ class CheckedStrategy:
         self.flower = make(settings, ndarrays_to_parameters([]))
         self.state_names = STATE.get(type(self.flower), ())
         averaged = set(buffer_positions) if self.state_names else set()
-        self.trained = [i for i, array in enumerate(weights) if array.dtype.kind == "f" and i not in averaged]
+        self.constant = {i for i, array in enumerate(weights) if not np.isfinite(array).all()}  # a mask, say
+        kept = averaged | self.constant
+        self.trained = [i for i, array in enumerate(weights) if array.dtype.kind == "f" and i not in kept]
         self.flower = make(settings, ndarrays_to_parameters([weights[i] for i in self.trained]))
 
     def aggregate(self, weights: list[np.ndarray], updates: list[Update]) -> list[np.ndarray]:
@@ -87,11 +89,15 @@ class CheckedStrategy:
         if self.max_update_norm is not None:
             pairs = [(clip(arrays, weights, self.max_update_norm), n) for arrays, n in pairs]
         by_flower = dict(zip(self.trained, self._by_flower(pairs), strict=True))
-        new = [
-            by_flower[i] if i in by_flower else weighted_mean([(arrays[i], n) for arrays, n in pairs])
-            for i in range(len(weights))
-        ]
-        new = as_sent([as_dtype(array, old.dtype) for array, old in zip(new, weights, strict=True)], self.compress)
+        new = []
+        for i, old in enumerate(weights):
+            if i in self.constant:
+                new.append(old)
+            elif i in by_flower:
+                new.append(as_dtype(by_flower[i], old.dtype))
+            else:
+                new.append(mean_array([(arrays[i], n) for arrays, n in pairs]))
+        new = as_sent(new, self.compress)
         self._go_on_from(new)
         return new
 
@@ -149,7 +155,10 @@ def clip(update: list[np.ndarray], weights: list[np.ndarray], max_norm: float) -
     In float64: a float32 step between huge but finite values would be infinite, and its clipped self NaN.
     """
     pairs = list(zip(update, weights, strict=True))
-    steps = [np.subtract(new, old, dtype=np.float64) if old.dtype.kind == "f" else None for new, old in pairs]
+    floats = [old.dtype.kind == "f" and bool(np.isfinite(old).all()) for old in weights]
+    steps = [
+        np.subtract(new, old, dtype=np.float64) if f else None for f, (new, old) in zip(floats, pairs, strict=True)
+    ]
     norm = math.sqrt(sum(float(np.sum(np.square(step))) for step in steps if step is not None))
     if norm <= max_norm:
         return update
@@ -162,6 +171,18 @@ def clip(update: list[np.ndarray], weights: list[np.ndarray], max_norm: float) -
 def weighted_mean(values: Sequence[tuple[np.ndarray | float, int]]) -> Any:
     """Mean of (value, examples) pairs, in float64, weighted by examples."""
     return sum(np.asarray(value, np.float64) * n for value, n in values) / sum(n for _, n in values)
+
+
+def mean_array(pairs: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
+    """The weighted mean in the arrays' own dtype; integers are rounded, half to even, and exact whatever their size."""
+    dtype = pairs[0][0].dtype
+    if dtype.kind in "iu" and any(np.abs(array.astype(np.float64)).max(initial=0) >= 2**53 for array, _ in pairs):
+        total = sum(array.astype(object) * n for array, n in pairs)
+        count = sum(n for _, n in pairs)
+        floor = total // count
+        rest = 2 * (total - floor * count)
+        return np.asarray(floor + (rest > count) + (rest == count) * (floor % 2)).astype(dtype)
+    return as_dtype(weighted_mean(pairs), dtype)
 
 
 def mean_metrics(answers: Sequence[Update | Score]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import functools
 import io
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from federation.compression import travels_as, unpack
@@ -47,13 +48,12 @@ class Score:
     metrics: dict[str, float]  # "loss" among them
 
 
-def read_weights(parameters: Parameters) -> list[np.ndarray]:
-    """Arrays from the wire, with nothing to compare them to. Raises BadUpdate; never unpickles."""
+def read_weights(parameters: Parameters, buffer_positions: Sequence[int] = ()) -> list[np.ndarray]:
+    """The untrained model as a client sends it; buffers may hold infinities. Raises BadUpdate; never unpickles."""
     weights = [_read_array(tensor, i) for i, tensor in enumerate(parameters.tensors)]
     if not weights:
         raise BadUpdate("it holds no arrays")
-    _check_finite(weights)
-    _check_size(weights)
+    _check_numbers([np.zeros(0) if i in buffer_positions else array for i, array in enumerate(weights)])
     return weights
 
 
@@ -76,12 +76,12 @@ def validate_fit(
         if array.dtype != dtype:
             raise BadUpdate(f"array {i} has dtype {array.dtype} instead of {dtype}")
         update.append(array)
-    _check_finite(update)
-    _check_size(update)
+    update = unpack(update, weights)
+    _check_numbers([np.zeros(0) if _is_constant(new, old) else new for new, old in zip(update, weights, strict=True)])
     if not _is_finite(res.metrics.get(TRAIN_LOSS)):
         raise BadUpdate(f"its training loss is {clean(res.metrics.get(TRAIN_LOSS), 40)}")
     metrics = {TRAIN + name.removeprefix(TRAIN): value for name, value in _read_metrics(res.metrics).items()}
-    return Update(partition, unpack(update, weights), res.num_examples, metrics)
+    return Update(partition, update, res.num_examples, metrics)
 
 
 def validate_evaluate(res: EvaluateRes, partition: int, declared: int) -> Score:
@@ -133,17 +133,20 @@ def _read_header(header: bytes) -> tuple[tuple, bool, np.dtype]:
     return np.lib.format.read_array_header_1_0(stream)
 
 
-def _check_finite(arrays: list[np.ndarray]) -> None:
-    for i, array in enumerate(arrays):
-        if not np.isfinite(array).all():
-            raise BadUpdate(f"array {i} holds NaN or infinite values")
+def _is_constant(new: np.ndarray, old: np.ndarray) -> bool:
+    """Whether an array with infinities, such as a mask, is the one that all clients have."""
+    return not np.isfinite(old).all() and np.array_equal(new, old, equal_nan=True)
 
 
-def _check_size(arrays: list[np.ndarray]) -> None:
+def _check_numbers(arrays: list[np.ndarray]) -> None:
     """Whether they can be multiplied by examples, summed, and squared by an optimiser, without becoming infinite."""
     for i, array in enumerate(arrays):
-        most = np.abs(array).max(initial=0) if array.dtype.kind == "f" else 0
-        if most and most > math.sqrt(np.finfo(array.dtype).max):
+        if array.dtype.kind != "f":
+            continue
+        if not np.isfinite(array).all():
+            raise BadUpdate(f"array {i} holds NaN or infinite values")
+        most = np.abs(array).max(initial=0)
+        if most > math.sqrt(np.finfo(array.dtype).max):
             raise BadUpdate(f"array {i} holds {most:g}, too large to be averaged")
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from federation.config import MAIN_METRIC
 
 BY_CLIENT = "_by_client"
+STEP_SIZE, COSINE = "step_size", "cosine"  # of each update, in by_client
 NESTED = ("metrics", "train_metrics", "by_client", "rounds_worth")  # of a record, and not of its row
 
 
@@ -29,7 +30,7 @@ class RoundRecord:
     clients: int = 0  # whose updates counted
     seconds: float = 0.0
     bytes_received: int = 0
-    by_client: dict[str, dict[str, float]] = field(default_factory=dict)  # main metric, then partition
+    by_client: dict[str, dict[str, float]] = field(default_factory=dict)  # what, then partition
 
     @property
     def position(self) -> float:

@@ -172,4 +172,4 @@ def _curve(records: list[RoundRecord], name: str) -> tuple[list[float], list[flo
 
 def _partitions(history: History) -> list[str]:
     """Every client that ever evaluated, by number."""
-    return sorted({p for record in history.rounds for values in record.by_client.values() for p in values}, key=int)
+    return sorted({p for record in history.rounds for p in record.by_client.get(MAIN_METRIC, {})}, key=int)

@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from federation.console import Parser, fail, say
+from federation.console import Parser, command_line, fail, say
 from federation.process import write_whole
 from federation.results import html, plots
 from federation.results.comparison import Baseline
@@ -94,7 +94,8 @@ def finish(folder: RunFolder) -> None:
         write(folder)
         pictures = ", accuracy.png and report.html"
     except Exception as error:  # matplotlib's installation or its cache, the disk: many kinds
-        say(f"no pictures ({type(error).__name__}: {error}); try again with: python -m federation.report {folder.path}")
+        again = command_line("python", "-m", "federation.report", folder.path)
+        say(f"no pictures ({type(error).__name__}: {error}); try again with: {again}")
         pictures = ""
     say(f"done: model.npz (final weights), history.json{pictures} are in {folder.path}")
 

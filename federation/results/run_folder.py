@@ -1,6 +1,7 @@
 """The folder of a run: history.json, two checkpoints, the final model.npz; each written whole or not at all."""
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from federation.console import fail, say
+from federation.console import command_line, fail, say
 from federation.process import write_whole
 from federation.results.history import History
 
@@ -34,10 +35,11 @@ class RunFolder:
         self.path = path
 
     def create(self) -> None:
-        """Make the folder. Raises FileExistsError where it already holds a run."""
+        """Make the folder, and take it before anybody else. Raises FileExistsError where it already holds a run."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / "history.json").exists() or self.checkpoints():
+        if self.checkpoints():
             raise FileExistsError(f"{self.path} already holds a run")
+        open(self.path / "history.json", "xb").close()
 
     def checkpoints(self) -> list[Path]:
         """Newest first."""
@@ -100,6 +102,19 @@ def recorder(events: list[dict]) -> Callable[[str, int | None, str], None]:
     return notify
 
 
+def new_run_dir() -> Path:
+    """A new folder named by the clock; of two that start in one second, each gets its own. Raises OSError."""
+    name = time.strftime("runs/%Y-%m-%d-%H%M%S")
+    for number in itertools.count(1):
+        path = Path(name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
+
+
 def open_run(args: argparse.Namespace) -> Run:
     """A new run in --run-dir, or the one of --resume. Exits with one line where the folder can't be used.
 
@@ -112,13 +127,14 @@ def open_run(args: argparse.Namespace) -> Run:
         since = f"after {history.rounds[-1].unit} {checkpoint.server_round}" if checkpoint else None
         say(f"resuming {folder.path} {since or 'from the start: it holds no checkpoint'}")
         return Run(folder, history, checkpoint)
-    folder = RunFolder(Path(args.run_dir or time.strftime("runs/%Y-%m-%d-%H%M%S")))
     history = History(args.config)
+    folder = RunFolder(Path(args.run_dir or "runs"))
     try:
+        folder = RunFolder(Path(args.run_dir) if args.run_dir else new_run_dir())
         folder.create()
         folder.save_history(history)
     except FileExistsError:
-        remedy = f"name another, or go on with --resume {folder.path}"
+        remedy = f"name another, or go on with {command_line('--resume', folder.path)}"
         fail(f"--run-dir {folder.path} already holds a run, or is a file; {remedy}", 2)
     except OSError as error:
         fail(f"--run-dir {folder.path} can't be written ({error.strerror}); name another")

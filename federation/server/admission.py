@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from federation.config import Recipe
 from federation.console import clean
-from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, proof, read_hello, read_summary
+from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, proof, read_hello, read_summary
 from federation.server.client_manager import ClientManager, Participant, Refused
 from federation.server.grpc_server import GrpcBridgeClosed
 
@@ -166,7 +166,7 @@ class Admission(ClientManager):
         there = self.settle(participant, read_summary(answer), name)
         if there:
             words = f"{name} joined, {participant.train_examples:,} training images"
-            words += f" ({there} of {self.num_partitions} there)"
+            words += " " + presence(there, self.num_partitions)
             self.notify("join", participant.partition, words)
 
     def _count_refusal(self, kind: str, words: str) -> None:

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 
 from federation.aggregation.fedbuff import BufferedUpdate, FedBuff, TrainingJob
+from federation.aggregation.pace import Pace
+from federation.aggregation.steps import measure
 from federation.aggregation.strategy import mean_metrics
 from federation.aggregation.validation import Score
 from federation.compression import num_bytes
@@ -12,9 +14,8 @@ from federation.console import say
 from federation.results.history import VersionRecord
 from federation.results.run_folder import Checkpoint
 from federation.server.client_manager import Participant
-from federation.server.dispatch import SLICE, Request, RunFailed
-from federation.server.pace import Pace
-from federation.server.rounds import FederatedServer
+from federation.server.dispatch import SLICE, Request, RoundLost, RunFailed
+from federation.server.rounds import FederatedServer, by_partition
 
 import numpy as np
 from flwr.common import EvaluateRes, FitRes, Parameters
@@ -83,12 +84,18 @@ class AsyncServer(FederatedServer):
         late = sorted(request.participant.partition for request, work in self.busy.items() if work.training)
         if late:
             say(f"the last update is in; still training, then to evaluate the model: {', '.join(map(str, late))}")
+        self._again(self._evaluate_last)
+        self._say_rows(final=True)
+        self.folder.save_checkpoint(self._checkpoint())
+
+    def _evaluate_last(self) -> None:
+        """Have all clients evaluate the final model. Raises RoundLost where all were lost meanwhile."""
         while self._hand_out(training=False) or self.busy:
             self._collect()
         if self.versions[-1].main() is None:
+            if not self.clients.ready():
+                raise RoundLost
             raise RunFailed(f"no client could evaluate the final model, version {self.buffer.version}")
-        self._say_rows(final=True)
-        self.folder.save_checkpoint(self._checkpoint())
 
     # Handing out and taking in
 
@@ -142,25 +149,27 @@ class AsyncServer(FederatedServer):
         self.buffer.came_back(job)
         if self.buffer.updates >= self.buffer.total or self.reached:
             return
-        update = self.dispatcher.validated_fit(self.buffer.version, participant, answer, work.weights)
-        if update is None:
+        version = self.buffer.version
+        update = self.acceptance.update(version, participant, answer, work.weights)
+        if update is None or not self.acceptance.in_line(version, update, work.weights):
             return
+        self.acceptance.counted([update])
         if not self.buffer.receive(job, work.weights, update):
-            staleness = self.buffer.version - work.version
+            staleness = version - work.version
             reason = f"its staleness {staleness} is above --max-staleness {self.settings.max_staleness}"
-            self.dispatcher.leave_out(self.buffer.version, participant, reason)
+            self.acceptance.leave_out(version, participant.partition, reason)
         if self.held_until is None:
             self.held_until = time.monotonic() + self.pace.moment()
 
     def _take_score(self, participant: Participant, version: int, answer: EvaluateRes) -> None:
-        score = self.dispatcher.validated_evaluate(version, participant, answer)
+        score = self.acceptance.score(version, participant, answer)
         if score is None:
             return
         scores = self.scores.setdefault(version, {})
         scores[participant.partition] = score
         record = self.versions[version]
         record.metrics = mean_metrics(list(scores.values()))
-        record.by_client = {MAIN_METRIC: {str(p): each.metrics[MAIN_METRIC] for p, each in sorted(scores.items())}}
+        record.by_client[MAIN_METRIC] = {str(p): each.metrics[MAIN_METRIC] for p, each in sorted(scores.items())}
         record.evaluated = round(self._seconds(), 3)
 
     def _more_is_coming(self) -> bool:
@@ -199,7 +208,9 @@ class AsyncServer(FederatedServer):
 
     def _write_version(self, buffered: list[BufferedUpdate], seconds: float) -> None:
         """A record of the newest version, on disk before anybody trains on it; its metrics come later."""
-        updates = [each.update for each in buffered]
+        updates, starts = [each.update for each in buffered], [each.base for each in buffered]
+        measured = measure(updates, starts, self.clients.buffer_positions)
+        steps = {update.partition: step for update, step in zip(updates, measured, strict=True)}
         record = VersionRecord(
             self.buffer.version,
             metrics={},
@@ -207,7 +218,7 @@ class AsyncServer(FederatedServer):
             clients=len({update.partition for update in updates}),
             seconds=round(seconds, 3),
             bytes_received=sum(num_bytes(update.weights, self.recipe.compress) for update in updates),
-            by_client={MAIN_METRIC: {}},
+            by_client={MAIN_METRIC: {}, **by_partition(steps)},
             updates=[each.to_json() for each in buffered],
             time=round(self._seconds(), 3),
             rounds_worth=self.buffer.updates / self.settings.clients,

@@ -1,4 +1,4 @@
-"""Asks the participants, one by one or all at once; only answers that pass validation come through."""
+"""Asks the participants, one by one or all at once, and waits for their answers, but not without end."""
 
 import concurrent.futures
 import threading
@@ -8,17 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from federation.aggregation.validation import (
-    BadUpdate,
-    Score,
-    Update,
-    read_weights,
-    validate_evaluate,
-    validate_fit,
-)
+from federation.aggregation.validation import BadUpdate, read_weights
 from federation.compression import TooLarge, as_sent, pack
 from federation.console import say
-from federation.results.history import History
 from federation.server.client_manager import ClientManager, Participant
 from federation.server.settings import ServerSettings
 
@@ -37,7 +29,6 @@ from flwr.server.client_proxy import ClientProxy
 
 GRACE = 5.0  # seconds after which Flower ends a stream that we gave up
 SLICE = 0.2  # seconds of waiting between two looks at the stop flag and the deadlines
-STRIKES = 3  # bad updates in a row that cost a client its place
 
 
 class Stopped(Exception):
@@ -45,7 +36,15 @@ class Stopped(Exception):
 
 
 class RunFailed(Exception):
-    """The run can't go on; the text says why and what to do."""
+    """The run can't go on; the text says why and what to do. resumable: whether --resume can help."""
+
+    def __init__(self, words: str, resumable: bool = True):
+        super().__init__(words)
+        self.resumable = resumable
+
+
+class RoundLost(Exception):
+    """All clients were lost in the same moment: the round has to be done again."""
 
 
 @dataclass(eq=False)
@@ -60,10 +59,9 @@ class Request:
 class Dispatcher:
     """Asks the clients that have a place. Every wait raises Stopped soon after `stop` is set."""
 
-    def __init__(self, clients: ClientManager, settings: ServerSettings, history: History, unit: str = "round"):
+    def __init__(self, clients: ClientManager, settings: ServerSettings, unit: str = "round"):
         self.clients = clients
         self.settings = settings
-        self.history = history
         self.recipe = clients.recipe
         self.unit = unit  # what the run's progress is counted in
         self.stop = threading.Event()
@@ -79,13 +77,15 @@ class Dispatcher:
 
         It comes uncompressed, as the one message that says which dtypes the model has.
         """
+        positions = self.clients.buffer_positions
         for participant in self.clients.ready():
             request = self._start(participant, lambda client, t: client.get_parameters(GetParametersIns({}), t, 0))
             for _, answer in self._wait_for_all([request]):
                 try:
-                    return as_sent(read_weights(answer.parameters), self.recipe.compress)
+                    return as_sent(read_weights(answer.parameters, positions), self.recipe.compress)
                 except (BadUpdate, TooLarge) as error:
-                    self._reject(0, participant, BadUpdate(str(error)))
+                    say(f"client {participant.partition} can't send the untrained model: {error}")
+                    self.clients.drop(participant, f"it can't send the untrained model: {error}")
         raise RunFailed("no client could send the untrained model; look at what the clients print")
 
     # A round
@@ -110,23 +110,20 @@ class Dispatcher:
     def fit(
         self, server_round: int, weights: list[np.ndarray], selected: list[Participant]
     ) -> list[tuple[Participant, FitRes]]:
-        """Local training on these weights, side by side; the answers by partition."""
+        """Local training on these weights, side by side; the answers by partition. Raises RoundLost without any."""
         parameters, hosts = self.parameters(weights), self.hosts()
-        return self._wait_for_all([self.start_fit(one, hosts, parameters, server_round) for one in selected])
+        answers = self._wait_for_all([self.start_fit(one, hosts, parameters, server_round) for one in selected])
+        if not answers:
+            raise RoundLost
+        return answers
 
-    def validate(
-        self, server_round: int, weights: list[np.ndarray], answers: list[tuple[Participant, FitRes]]
-    ) -> list[Update]:
-        """The good updates, by partition; the others are left out in public."""
-        good = [self.validated_fit(server_round, one, res, weights) for one, res in answers]
-        return [update for update in good if update is not None]
-
-    def evaluate(self, server_round: int, weights: list[np.ndarray]) -> list[Score]:
-        """These weights on every client's test examples; the good answers, by partition."""
+    def evaluate(self, server_round: int, weights: list[np.ndarray]) -> list[tuple[Participant, EvaluateRes]]:
+        """These weights on every client's test examples; the answers by partition. Raises RoundLost without any."""
         parameters, hosts, there = self.parameters(weights), self.hosts(), self.clients.ready()
         answers = self._wait_for_all([self.start_evaluate(one, hosts, parameters, server_round) for one in there])
-        good = [self.validated_evaluate(server_round, one, res) for one, res in answers]
-        return [score for score in good if score is not None]
+        if not answers:
+            raise RoundLost
+        return answers
 
     # One client at a time
 
@@ -170,31 +167,6 @@ class Dispatcher:
         self.clients.lose(participant.client)
         return None
 
-    def validated_fit(
-        self, number: int, participant: Participant, res: FitRes, weights: list[np.ndarray]
-    ) -> Update | None:
-        """The update; None, in public, where it must not count. weights: what it started from."""
-        try:
-            update = validate_fit(res, participant.partition, weights, participant.train_examples, self.recipe.compress)
-        except BadUpdate as bad:
-            self._reject(number, participant, bad)
-            return None
-        participant.strikes = 0
-        return update
-
-    def validated_evaluate(self, number: int, participant: Participant, res: EvaluateRes) -> Score | None:
-        """The score; None, in public, where it must not count."""
-        try:
-            return validate_evaluate(res, participant.partition, participant.test_examples)
-        except BadUpdate as bad:
-            self._reject(number, participant, bad)
-            return None
-
-    def leave_out(self, number: int, participant: Participant, reason: str) -> None:
-        """Say and write down that an answer does not count."""
-        self.history.rejected.append({"round": number, "partition": participant.partition, "reason": reason})
-        say(f"{self.unit} {number}: client {participant.partition} left out: {reason}")
-
     def too_few(self, there: int, done: int) -> RunFailed:
         return RunFailed(
             f"{there} of {self.settings.clients} clients left after {self.unit} {done}, "
@@ -220,15 +192,6 @@ class Dispatcher:
             waiting = [one for one in waiting if one not in over]
         answers = [(one.participant, self.answer(one)) for one in requests]
         return [(participant, answer) for participant, answer in answers if answer is not None]
-
-    def _reject(self, number: int, participant: Participant, bad: BadUpdate) -> None:
-        """Leave an answer out, in public; after three in a row, or a failure of its own, the client goes."""
-        participant.strikes += 1
-        self.leave_out(number, participant, str(bad))
-        if participant.strikes >= STRIKES:
-            self.clients.drop(participant, f"{STRIKES} bad updates in a row, the last: {bad}")
-        elif bad.client_failed:
-            self.clients.drop(participant, "it failed")
 
 
 def _config(number: int, participant: Participant, hosts: Counter[str]) -> dict[str, Scalar]:

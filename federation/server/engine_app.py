@@ -9,7 +9,7 @@ import time
 from federation.aggregation.strategy import STRATEGIES
 from federation.config import Recipe
 from federation.console import clean, say
-from federation.protocol import read_hello, read_summary
+from federation.protocol import presence, read_hello, read_summary
 from federation.results.observers import open_observers
 from federation.results.report import finish
 from federation.results.run_folder import open_run, recorder
@@ -105,7 +105,7 @@ class NodeAdmission(ClientManager):
             self.participants[hello.wanted] = participant
         there = self.settle(participant, read_summary(answer), f"client {participant.partition}")
         words = f"client {participant.partition} joined, {participant.train_examples:,} training images"
-        self.notify("join", participant.partition, f"{words} ({there} of {self.num_partitions} there)")
+        self.notify("join", participant.partition, f"{words} {presence(there, self.num_partitions)}")
 
 
 class EngineServer(Server):

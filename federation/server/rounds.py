@@ -3,55 +3,76 @@
 import signal
 import time
 import traceback
+from collections.abc import Callable
+from typing import TypeVar
 
+from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy, mean_metrics
 from federation.compression import TooLarge, num_bytes
 from federation.config import MAIN_METRIC
-from federation.console import say
-from federation.results.history import RoundRecord
+from federation.console import command_line, say
+from federation.protocol import presence
+from federation.results.history import COSINE, STEP_SIZE, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
+from federation.server.acceptance import Acceptance, Evaluation, without_culprit
 from federation.server.client_manager import ClientManager
-from federation.server.dispatch import Dispatcher, RunFailed, Stopped
+from federation.server.dispatch import Dispatcher, RoundLost, RunFailed, Stopped
 from federation.server.settings import ServerSettings
 
 import numpy as np
 from flwr.server import History as FlowerHistory
 from flwr.server import Server
 
+MOST_LOST = 5  # times that a round is done again
+Result = TypeVar("Result")
+
 
 def federated_round(
-    number: int, weights: list[np.ndarray], dispatcher: Dispatcher, strategy: CheckedStrategy
+    number: int, weights: list[np.ndarray], dispatcher: Dispatcher, acceptance: Acceptance, strategy: CheckedStrategy
 ) -> tuple[list[np.ndarray], RoundRecord]:
     """One server round: returns the next global weights, and what is known of them.
 
     Algorithm 1 of McMahan et al. 2017 (arXiv:1602.05629), with any of Flower's strategies for the mean.
+    Raises RoundLost, and the round can be done again, where all clients are lost in the same moment.
     """
     selected = dispatcher.select(number)
-    began = time.monotonic()
+    began, state = time.monotonic(), strategy.state()
     answers = dispatcher.fit(number, weights, selected)
-    updates = dispatcher.validate(number, weights, answers)
-    weights = strategy.aggregate(weights, updates)
-    trained, received = mean_metrics(updates), sum(num_bytes(u.weights, strategy.compress) for u in updates)
-    clients = len(updates)
-    del answers, updates  # many clients' updates are many models; the evaluation needs room of its own
-    record = evaluated(number, weights, dispatcher)
-    record.train_metrics, record.clients, record.bytes_received = trained, clients, received
+    updates, steps = acceptance.updates(number, weights, answers)
+    new_weights = strategy.aggregate(weights, updates)
+    evaluation = acceptance.evaluation(dispatcher.evaluate(number, new_weights))
+    if evaluation.is_models_fault and updates:
+        strategy.restore(state, weights)
+        new_weights, updates, evaluation = without_culprit(
+            number, weights, updates, steps, dispatcher, acceptance, strategy
+        )
+    acceptance.counted(updates)
+    record = record_of(number, evaluation, acceptance)
+    record.train_metrics, record.clients = mean_metrics(updates), len(updates)
+    record.bytes_received = sum(num_bytes(update.weights, strategy.compress) for update in updates)
+    record.by_client |= by_partition(steps)
     record.seconds = round(time.monotonic() - began, 3)
-    return weights, record
+    return new_weights, record
 
 
-def evaluated(number: int, weights: list[np.ndarray], dispatcher: Dispatcher) -> RoundRecord:
-    """The record of a model that was evaluated by all clients, as of round 0: without any training."""
-    began = time.monotonic()
-    scores = dispatcher.evaluate(number, weights)
-    if not scores:
+def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> RoundRecord:
+    """The record of a model that was evaluated by all clients; of round 0, the untrained one, it is all there is."""
+    acceptance.leave_out_failed(number, evaluation)
+    if not evaluation.scores:
         raise RunFailed(f"no client could evaluate the model of round {number}")
-    record = RoundRecord(number, mean_metrics(scores), clients=len(scores))
-    record.by_client = {MAIN_METRIC: {str(score.partition): score.metrics[MAIN_METRIC] for score in scores}}
-    record.seconds = round(time.monotonic() - began, 3)
+    record = RoundRecord(number, mean_metrics(evaluation.scores), clients=len(evaluation.scores))
+    main = {str(score.partition): score.metrics[MAIN_METRIC] for score in evaluation.scores}
+    record.by_client = {MAIN_METRIC: main}
     return record
+
+
+def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
+    """The size of each step and its cosine to the mean of the others', as a record has them."""
+    sizes = {str(partition): step.size for partition, step in steps.items()}
+    cosines = {str(partition): step.cosine for partition, step in steps.items() if step.cosine is not None}
+    return {STEP_SIZE: sizes, COSINE: cosines}
 
 
 class FederatedServer(Server):
@@ -78,7 +99,8 @@ class FederatedServer(Server):
         self.settings = settings
         self.folder, self.history, self.checkpoint = run.folder, run.history, run.checkpoint
         self.observers = observers or Observers([])
-        self.dispatcher = Dispatcher(clients, settings, self.history, self.unit)
+        self.dispatcher = Dispatcher(clients, settings, self.unit)
+        self.acceptance = Acceptance(clients, settings, self.history, self.unit)
         self.table = Table()
         self.signal_number = 0
         self.exit_code = 1
@@ -112,7 +134,7 @@ class FederatedServer(Server):
             self.exit_code = 128 + self.signal_number
             name = signal.Signals(self.signal_number).name
             words = f"stopped by {name} after {self.unit} {max(0, self.rounds_done)}"
-            say(f"{words}; go on with: python server.py --resume {self.folder.path}")
+            say(f"{words}; go on with: {self._resume()}")
             self.clients.close("stopped", f"the server was {words}", seconds=2)
         except (RunFailed, OSError) as error:
             words = str(error)
@@ -120,7 +142,8 @@ class FederatedServer(Server):
                 words = (
                     f"the run folder {self.folder.path} can't be written ({error.strerror}); free or change the disk"
                 )
-            say(f"error: {words}; then go on with: python server.py --resume {self.folder.path}")
+            resumable = not isinstance(error, RunFailed) or error.resumable
+            say(f"error: {words}" + (f"; then go on with: {self._resume()}" if resumable else ""))
             self.clients.close("failed", words)
         except TooLarge as error:
             words = f"the new model can't be sent: {error}; begin a new run without it"
@@ -130,6 +153,9 @@ class FederatedServer(Server):
             traceback.print_exc()
             self.clients.close("failed", f"the server failed ({type(error).__name__})")
         self.observers.end(self.exit_code)
+
+    def _resume(self) -> str:
+        return command_line("python", "server.py", "--resume", self.folder.path)
 
     def _run(self) -> None:
         self._gather_first()
@@ -145,11 +171,14 @@ class FederatedServer(Server):
             self.rounds_done = self.checkpoint.server_round
             self._go_on(self.checkpoint)
         self._work()
+        if not any(record.clients for record in self.history.rounds[1:]):
+            what = "no update of any client counted, so the model is the untrained one; the lines above say why"
+            raise RunFailed(f"{what}; begin a new run", resumable=False)
         self.folder.save_model(self.weights, self.recipe.model, self.clients.classes)
 
     def _gather_first(self) -> None:
         wanted, timeout = self.settings.clients, self.settings.join_timeout
-        say(f"waiting for {wanted} clients ({len(self.clients.ready())} of {wanted} there)")
+        say(f"waiting for {wanted} clients {presence(len(self.clients.ready()), wanted)}")
         if not self.dispatcher.wait_ready(wanted, timeout):
             there = len(self.clients.ready())
             raise RunFailed(
@@ -158,7 +187,25 @@ class FederatedServer(Server):
 
     def _begin(self, weights: list[np.ndarray]) -> None:
         self._adopt(weights)
-        self._finish_round(evaluated(0, weights, self.dispatcher))
+        began = time.monotonic()
+        evaluation = self.acceptance.evaluation(self._again(lambda: self.dispatcher.evaluate(0, weights)))
+        record = record_of(0, evaluation, self.acceptance)
+        record.seconds = round(time.monotonic() - began, 3)
+        self._finish_round(record)
+
+    def _again(self, work: Callable[[], Result]) -> Result:
+        """Do work, and again while it loses all clients in the same moment, once they are back."""
+        for _ in range(MOST_LOST):
+            try:
+                return work()
+            except RoundLost:
+                wait = self.settings.rejoin_wait
+                what = f"{self.unit} {self.rounds_done + 1}: all its clients were lost; it is done again"
+                say(f"{what} once they are back (--rejoin-wait {wait:g} s)")
+                self.dispatcher.wait_ready(self.settings.clients, wait)
+                if not self.clients.ready():
+                    raise self.dispatcher.too_few(0, self.rounds_done) from None
+        raise RunFailed(f"{self.unit} {self.rounds_done + 1} lost all its clients {MOST_LOST} times")
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         self._adopt(checkpoint.weights)
@@ -173,8 +220,16 @@ class FederatedServer(Server):
 
     def _work(self) -> None:
         while self.rounds_done < self.recipe.rounds and not self._target_reached():
-            self.weights, record = federated_round(self.rounds_done + 1, self.weights, self.dispatcher, self.aggregator)
+            self.weights, record = self._again(self._round)
             self._finish_round(record)
+
+    def _round(self) -> tuple[list[np.ndarray], RoundRecord]:
+        number, state = self.rounds_done + 1, self.aggregator.state()
+        try:
+            return federated_round(number, self.weights, self.dispatcher, self.acceptance, self.aggregator)
+        except RoundLost:
+            self.aggregator.restore(state, self.weights)
+            raise
 
     def _finish_round(self, record: RoundRecord) -> None:
         """Write the round down, then say it: what the table shows is safe on disk."""

@@ -31,6 +31,10 @@ class ServerSettings(Settings):
     max_update_norm: float | None = setting(
         None, "clip what a client changes to this L2 norm", group=AGGREGATION, above=0, shown="off"
     )
+    outlier_factor: float = setting(
+        20.0, "leave out updates whose step is over this many times the round's median; 0 is off", group=AGGREGATION,
+        least=0, metavar="F",
+    )  # fmt: skip
     server_learning_rate: float = setting(
         None, "step size of the server's optimiser; in --mode async, share of the mean that is applied",
         group=AGGREGATION, above=0, metavar="R", only={**ONLY_ASYNC, "strategy": ("fedavgm", "fedadam")},
@@ -41,11 +45,16 @@ class ServerSettings(Settings):
         only={"strategy": ("fedavgm",)}, shown="0.5",
     )  # fmt: skip
     malicious_clients: int = setting(
-        None, "krum: how many clients may be hostile", group=AGGREGATION, least=0, only={"strategy": ("krum",)}, shown="1"
+        None,
+        "krum: how many clients may be hostile",
+        group=AGGREGATION,
+        least=0,
+        only={"strategy": ("krum",)},
+        shown="1",
     )
     trimmed_fraction: float = setting(
-        None, "fedtrimmedavg: part of the values left out at each end", group=AGGREGATION, least=0, below=0.5, metavar="F",
-        only={"strategy": ("fedtrimmedavg",)}, shown="0.34",
+        None, "fedtrimmedavg: part of the values left out at each end", group=AGGREGATION, least=0, below=0.5,
+        metavar="F", only={"strategy": ("fedtrimmedavg",)}, shown="0.34",
     )  # fmt: skip
     buffer_size: int = setting(
         None, "updates that make a version", group=ASYNC, least=1, metavar="K", only=ONLY_ASYNC, shown="2 for 3 clients"

@@ -1,0 +1,65 @@
+"""How far each update moves the model, and in which direction, next to the others of its round."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from federation.aggregation.validation import Update
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Step:
+    """The difference between an update and the weights that it started from."""
+
+    size: float  # L2 norm over the arrays that are trained
+    buffer_size: float  # the same over those that are measured (BatchNorm's)
+    cosine: float | None = None  # between it and the mean of the others' steps; None for a lone or an empty step
+
+
+def measure(
+    updates: Sequence[Update], starts: Sequence[list[np.ndarray]], buffer_positions: Sequence[int]
+) -> list[Step]:
+    """The step of each update from its start; integer arrays and what isn't finite have none. Sums in float64."""
+    count = len(updates)
+    squares, buffer_squares = np.zeros(count), np.zeros(count)
+    with_sum, sum_square = np.zeros(count), 0.0  # products of each step with the weighted sum of all; its square
+    examples = np.array([update.examples for update in updates], np.float64)
+    for i, old in enumerate(starts[0] if starts else []):
+        if old.dtype.kind != "f" or not np.isfinite(old).all():
+            continue
+        steps = [
+            np.subtract(u.weights[i], start[i], dtype=np.float64).ravel()
+            for u, start in zip(updates, starts, strict=True)
+        ]
+        own = np.array([step @ step for step in steps])
+        if i in buffer_positions:
+            buffer_squares += own
+            continue
+        squares += own
+        total = sum(step * n for step, n in zip(steps, examples, strict=True))
+        with_sum += np.array([step @ total for step in steps])
+        sum_square += float(total @ total)
+    cosines = [_cosine(squares[k], examples[k], with_sum[k], sum_square) if count > 1 else None for k in range(count)]
+    sizes = zip(np.sqrt(squares).tolist(), np.sqrt(buffer_squares).tolist(), cosines, strict=True)
+    return [Step(*values) for values in sizes]
+
+
+def _cosine(square: float, n: float, with_sum: float, sum_square: float) -> float | None:
+    """Of a step s and the others' weighted sum S - n s, from s.s, n, s.S and S.S."""
+    others = sum_square - 2 * n * with_sum + n * n * square
+    if square <= 0 or others <= 1e-24 * sum_square:
+        return None
+    return float(np.clip((with_sum - n * square) / math.sqrt(square * others), -1, 1))
+
+
+def excess(step: Step, others: Sequence[Step]) -> float:
+    """How many times the median of these steps it is, by its trained arrays or its buffers, whichever is more."""
+    ratios = [1.0]
+    for name in ("size", "buffer_size"):
+        median = statistics.median(getattr(each, name) for each in others)
+        if median > 0:
+            ratios.append(getattr(step, name) / median)
+    return max(ratios)

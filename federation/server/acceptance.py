@@ -1,0 +1,168 @@
+"""Which answers count, and what becomes of a client whose answers do not."""
+
+import collections
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from federation.aggregation.steps import Step, excess, measure
+from federation.aggregation.strategy import CheckedStrategy
+from federation.aggregation.validation import BadUpdate, Score, Update, validate_evaluate, validate_fit
+from federation.console import say
+from federation.results.history import History
+from federation.server.client_manager import ClientManager, Participant
+from federation.server.dispatch import Dispatcher
+from federation.server.settings import ServerSettings
+
+import numpy as np
+from flwr.common import EvaluateRes, FitRes
+
+STRIKES = 3  # bad updates in a row that cost a client its place
+FEWEST_TO_COMPARE = 3  # of two steps, nobody can say which is out of line
+REMEMBERED = 10  # steps of the asynchronous mode to compare the next one with
+
+
+@dataclass
+class Evaluation:
+    """A model on every client's test examples: what counts, and what does not."""
+
+    scores: list[Score]
+    failed: list[tuple[Participant, BadUpdate]]
+
+    @property
+    def is_models_fault(self) -> bool:
+        """Whether most clients can't evaluate it; a client that itself failed says nothing of the model."""
+        return len([bad for _, bad in self.failed if not bad.client_failed]) > len(self.scores)
+
+
+class Acceptance:
+    """Every answer that does not count is said, and written into the history."""
+
+    def __init__(self, clients: ClientManager, settings: ServerSettings, history: History, unit: str = "round"):
+        self.clients = clients
+        self.settings = settings
+        self.history = history
+        self.unit = unit  # what the run's progress is counted in
+        self._recent: collections.deque[Step] = collections.deque(maxlen=REMEMBERED)
+
+    # Rounds
+
+    def updates(
+        self, number: int, weights: list[np.ndarray], answers: Sequence[tuple[Participant, FitRes]]
+    ) -> tuple[list[Update], dict[int, Step]]:
+        """The updates that count, and the steps of all that could be read, by partition.
+
+        First each is validated by itself, then compared with the others.
+        """
+        read = [self.update(number, one, res, weights) for one, res in answers]
+        valid = [update for update in read if update is not None]
+        steps = measure(valid, [weights] * len(valid), self.clients.buffer_positions)
+        good = valid
+        if len(valid) >= FEWEST_TO_COMPARE:
+            good = [u for u, step in zip(valid, steps, strict=True) if not self._is_outlier(number, u, step, steps)]
+        return good, {update.partition: step for update, step in zip(valid, steps, strict=True)}
+
+    def evaluation(self, answers: Sequence[tuple[Participant, EvaluateRes]]) -> Evaluation:
+        """The answers, read; nobody is left out yet, as it may be the model's fault."""
+        evaluation = Evaluation([], [])
+        for one, res in answers:
+            try:
+                evaluation.scores.append(validate_evaluate(res, one.partition, one.test_examples))
+            except BadUpdate as bad:
+                evaluation.failed.append((one, bad))
+        return evaluation
+
+    def leave_out_failed(self, number: int, evaluation: Evaluation) -> None:
+        for participant, bad in evaluation.failed:
+            self.reject(number, participant.partition, bad)
+
+    def culprit(self, number: int, update: Update, steps: dict[int, Step]) -> None:
+        """Leave out the update with which most clients can't evaluate the new model."""
+        times = excess(steps[update.partition], list(steps.values()))
+        reason = f"with its update most clients can't evaluate the model; its step is {times:.1f} times the median"
+        self.reject(number, update.partition, BadUpdate(reason))
+
+    def counted(self, updates: Sequence[Update]) -> None:
+        """These updates are in the model now: their clients' strikes are forgotten."""
+        partitions = {update.partition for update in updates}
+        for participant in self.clients.ready():
+            if participant.partition in partitions:
+                participant.strikes = 0
+
+    # One answer at a time
+
+    def update(self, number: int, participant: Participant, res: FitRes, weights: list[np.ndarray]) -> Update | None:
+        """A valid update; None, in public, where it must not count. weights: what it started from."""
+        partition, compress = participant.partition, self.clients.recipe.compress
+        try:
+            return validate_fit(res, partition, weights, participant.train_examples, compress)
+        except BadUpdate as bad:
+            self.reject(number, partition, bad)
+            return None
+
+    def in_line(self, number: int, update: Update, weights: list[np.ndarray]) -> bool:
+        """Whether its step is in line with the last ones, as the asynchronous mode compares it; if not, in public."""
+        (step,) = measure([update], [weights], self.clients.buffer_positions)
+        enough = self.settings.clients >= FEWEST_TO_COMPARE and len(self._recent) >= FEWEST_TO_COMPARE - 1
+        if enough and self._is_outlier(number, update, step, list(self._recent)):
+            return False
+        self._recent.append(step)
+        return True
+
+    def score(self, number: int, participant: Participant, res: EvaluateRes) -> Score | None:
+        """A valid score; None, in public, where it must not count."""
+        evaluation = self.evaluation([(participant, res)])
+        self.leave_out_failed(number, evaluation)
+        return next(iter(evaluation.scores), None)
+
+    def reject(self, number: int, partition: int, bad: BadUpdate) -> None:
+        """Leave an answer out, in public; after three in a row, or a failure of its own, the client goes."""
+        self.leave_out(number, partition, str(bad))
+        for participant in self.clients.ready():
+            if participant.partition != partition:
+                continue
+            participant.strikes += 1
+            if participant.strikes >= STRIKES:
+                self.clients.drop(participant, f"{STRIKES} bad updates in a row, the last: {bad}")
+            elif bad.client_failed:
+                self.clients.drop(participant, "it failed")
+
+    def leave_out(self, number: int, partition: int, reason: str) -> None:
+        """Say and write down that an answer does not count."""
+        self.history.rejected.append({"round": number, "partition": partition, "reason": reason})
+        say(f"{self.unit} {number}: client {partition} left out: {reason}")
+
+    def _is_outlier(self, number: int, update: Update, step: Step, others: Sequence[Step]) -> bool:
+        factor, times = self.settings.outlier_factor, excess(step, others)
+        if not factor or times <= factor:
+            return False
+        size = max(step.size, step.buffer_size)
+        reason = f"its step (L2 norm {size:.3g}) is {times:.1f} times the median, above --outlier-factor {factor:g}"
+        self.reject(number, update.partition, BadUpdate(reason))
+        return True
+
+
+def without_culprit(
+    number: int,
+    weights: list[np.ndarray],
+    updates: list[Update],
+    steps: dict[int, Step],
+    dispatcher: Dispatcher,
+    acceptance: Acceptance,
+    strategy: CheckedStrategy,
+) -> tuple[list[np.ndarray], list[Update], Evaluation]:
+    """The round aggregated anew, without the one update with which most clients can't evaluate the model.
+
+    The largest steps are left out first. Where no single update is to blame, none counts, and the model stays.
+    """
+    say(f"round {number}: most clients can't evaluate the new model; looking for the update that is to blame")
+    state, all_steps = strategy.state(), list(steps.values())
+    for suspect in sorted(updates, key=lambda update: -excess(steps[update.partition], all_steps)):
+        others = [update for update in updates if update is not suspect]
+        new_weights = strategy.aggregate(weights, others)
+        evaluation = acceptance.evaluation(dispatcher.evaluate(number, new_weights))
+        if not evaluation.is_models_fault:
+            acceptance.culprit(number, suspect, steps)
+            return new_weights, others, evaluation
+        strategy.restore(state, weights)
+    say(f"round {number}: no single update is to blame; none of the round counts")
+    return weights, [], acceptance.evaluation(dispatcher.evaluate(number, weights))
