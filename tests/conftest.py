@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import Federation
+from helpers.processes import Federation
 
 importlib.import_module("federation")  # it sets what flwr reads when it is imported; a test may import flwr first
 

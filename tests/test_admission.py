@@ -8,17 +8,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
-from federation import admission
-from federation.admission import STRANGERS
-from federation.options import parse_args
+from federation.server import admission
+from federation.server.admission import MOST_UNVERIFIED
+from federation.server.options import parse_args
 
 import grpc
 import pytest
 from flwr.proto.transport_pb2 import ServerMessage
 from flwr.proto.transport_pb2_grpc import FlowerServiceServicer, add_FlowerServiceServicer_to_server
-from made_up import Door, MadeUp
-from processes import CLEAN, wait_for
-from strangers import Http2, Stranger, hello, open_channel, properties
+from helpers.fake_clients import FakeAdmission, FakeClient
+from helpers.processes import CLEAN, wait_for
+from helpers.raw_connections import Http2, RawConnection, hello, open_channel, properties
 
 SECRET = "correct-horse-battery-staple"
 
@@ -89,9 +89,9 @@ def test_who_does_not_prove_the_secret_hears_nothing_of_the_run(federation):
     server = federation.server(env={**CLEAN, "FEDERATION_SECRET": SECRET})
     server.says("waiting for 3 clients")
     nonces = []
-    with closing(open_channel(federation.address)) as channel:
+    with closing(open_channel(federation.net)) as channel:
         for claim in ("", "0" * 64):
-            stranger = Stranger(channel)
+            stranger = RawConnection(channel)
             challenge = words_of(stranger.hear())
             assert set(challenge) == {"ask", "nonce", "protocol"}
             nonces.append(challenge["nonce"])
@@ -120,10 +120,10 @@ def test_other_class_names_are_refused_with_both_lists(federation):
 def test_a_silent_connection_is_dropped_after_ten_seconds_even_if_it_does_not_listen(federation):
     server = federation.server()
     server.says("waiting for 3 clients")
-    with closing(open_channel(federation.address)) as channel, closing(Http2(federation.address)) as deaf:
+    with closing(open_channel(federation.net)) as channel, closing(Http2(federation.net)) as deaf:
         began = time.monotonic()
         deaf.open_streams(1)
-        Stranger(channel).hear_the_end()
+        RawConnection(channel).hear_the_end()
         assert 9 < time.monotonic() - began < 20
         wait_for(
             lambda: server.output.count("turned away: a connection that said nothing for 10 s") == 2, "both turned away"
@@ -133,12 +133,12 @@ def test_a_silent_connection_is_dropped_after_ten_seconds_even_if_it_does_not_li
 def test_a_thousand_silent_connections_do_not_keep_clients_out(federation):
     server = federation.server("--rounds", 2)
     server.says("waiting for 3 clients")
-    host, port = federation.address.split(":")
+    host, port = federation.net.split(":")
     with ExitStack() as open_ones:
         for _ in range(1000):
             open_ones.enter_context(closing(socket.create_connection((host, int(port)))))
         for _ in range(10):
-            deaf = open_ones.enter_context(closing(Http2(federation.address)))
+            deaf = open_ones.enter_context(closing(Http2(federation.net)))
             deaf.open_streams(100)
         clients = [federation.tiny() for _ in range(3)]
         finish(server, *clients)
@@ -149,10 +149,10 @@ def test_a_thousand_silent_connections_do_not_keep_clients_out(federation):
 def test_a_client_that_finds_too_many_connections_keeps_asking(federation):
     full = grpc.server(ThreadPoolExecutor(1), maximum_concurrent_rpcs=0)  # as Flower's server beyond 1,000
     add_FlowerServiceServicer_to_server(FlowerServiceServicer(), full)
-    full.add_insecure_port(federation.address)
+    full.add_insecure_port(federation.net)
     full.start()
     client = federation.tiny("--wait", 60)
-    client.says(f"the server at {federation.address} has too many connections; asking again for 60 s")
+    client.says(f"the server at {federation.net} has too many connections; asking again for 60 s")
     full.stop(None).wait()
     finish(federation.server("--rounds", 1, "--clients", 1), client)
 
@@ -192,14 +192,14 @@ def test_beyond_loopback_the_server_wants_tls_and_secret_or_insecure(monkeypatch
 
 
 @pytest.fixture
-def door() -> Door:
-    return Door()
+def door() -> FakeAdmission:
+    return FakeAdmission()
 
 
 def test_places_go_by_lowest_number_unless_one_is_wanted_or_was_held(door):
     assert [door.joins().partition for _ in range(2)] == [0, 1]
     assert door.joins(wanted=2).partition == 2
-    other = Door(5)
+    other = FakeAdmission(5)
     assert [other.joins(held=held).partition for held in (3, 3, 99, -7)] == [3, 0, 1, 2]
 
 
@@ -329,12 +329,12 @@ def test_a_flood_of_refusals_does_not_fill_the_terminal_whatever_its_words(door)
 
 
 def test_of_the_connections_being_vetted_only_some_stay(door):
-    class Silent(MadeUp):
+    class Silent(FakeClient):
         def get_properties(self, ins, timeout, group_id):
             self.closed.wait()
             raise admission.GrpcBridgeClosed
 
-    silent = [Silent() for _ in range(STRANGERS + 40)]
+    silent = [Silent() for _ in range(MOST_UNVERIFIED + 40)]
     for client in silent:
         door.admission.register(client)
     assert sum(client.closed.is_set() for client in silent) == 40
@@ -348,4 +348,4 @@ def test_after_the_end_the_door_is_shut(door):
     door.admission.close("finished", "the run is done after 3 rounds")
     assert client.told["kind"] == "finished"
     assert client.closed.is_set()
-    assert not door.admission.register(MadeUp())
+    assert not door.admission.register(FakeClient())

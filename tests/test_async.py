@@ -2,14 +2,14 @@
 
 import signal
 
-from federation.fedbuff import Training, replay
-from federation.member import Seat
-from federation.options import parse_args
-from federation.recipe import Recipe, Terms
+from federation.aggregation.fedbuff import TrainingJob, replay
+from federation.client.session import Assignment
+from federation.config import Recipe, ServerSettings
+from federation.server.options import parse_args
 
 import numpy as np
 import pytest
-from processes import wait_for
+from helpers.processes import wait_for
 from tiny_client import WEIGHTS, TinyClient
 
 
@@ -29,9 +29,9 @@ def newest(federation) -> int:
 def replayed(federation, clients: list, untrained: list, statistics: list[int]) -> list[bytes]:
     """The final weights, trained again in this process from what history.json says."""
     config, rows = federation.history()["config"], federation.history()["rounds"]
-    terms = Terms(mode="async", buffer_size=config["buffer_size"])
+    terms = ServerSettings(mode="async", buffer_size=config["buffer_size"])
 
-    def train(training: Training, base: list) -> tuple:
+    def train(training: TrainingJob, base: list) -> tuple:
         words = {"server_round": training.number, "version": training.version, "clients_on_host": 3}
         span = {"start": training.begins / (3 * config["rounds"]), "end": training.ends / (3 * config["rounds"])}
         return clients[training.partition].fit(base, {**words, **span})[:2]
@@ -40,7 +40,7 @@ def replayed(federation, clients: list, untrained: list, statistics: list[int]) 
 
 
 def replayed_tiny(federation) -> list[bytes]:
-    clients = [TinyClient(Seat(i, 3, Recipe()), behave="", in_round=0, seconds=0.0) for i in range(3)]
+    clients = [TinyClient(Assignment(i, 3, Recipe()), behave="", in_round=0, seconds=0.0) for i in range(3)]
     return replayed(federation, clients, WEIGHTS, TinyClient.statistics)
 
 
@@ -104,7 +104,7 @@ def test_the_real_clients_replayed_in_another_process_give_the_same_bits_too(fed
     assert "training 1, from version 0: trained on" in slow.output
     recipe = Recipe(**{key: federation.history()["config"][key] for key in vars(Recipe())})
     dataset = open_dataset("synthetic", "")
-    clients = [client.CifarClient(dataset, Seat(i, 3, recipe), threads=1) for i in range(3)]
+    clients = [client.CifarClient(dataset, Assignment(i, 3, recipe), threads=1) for i in range(3)]
     untrained = clients[0].get_parameters({})
     assert replayed(federation, clients, untrained, clients[0].statistics) == model_bytes(federation)
 

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from federation.options import parse_args
-from federation.recipe import Recipe, Terms
-from federation.run_folder import History, RunFolder
+from federation.config import Recipe, ServerSettings
+from federation.results.run_folder import History, RunFolder
+from federation.server.options import parse_args
 
 import pytest
-from processes import CLEAN, ROOT, free_port
+from helpers.processes import CLEAN, ROOT, free_port
 
 import client
 import demo
@@ -111,7 +111,7 @@ def test_the_server_listens_beyond_loopback_when_told_to_or_when_it_is_safe():
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a run that has just begun."""
-    config = {**dataclasses.asdict(Recipe()), **dataclasses.asdict(Terms())}
+    config = {**dataclasses.asdict(Recipe()), **dataclasses.asdict(ServerSettings())}
     folder = RunFolder(tmp_path / "run")
     folder.create()
     folder.save_history(History(config))

@@ -1,17 +1,17 @@
-"""Training without federation: on exactly the clients' images, with the run's recipe, and nothing else."""
+"""TrainingJob without federation: on exactly the clients' images, with the run's recipe, and nothing else."""
 
 import dataclasses
 import json
 
-from federation.member import Seat
-from federation.recipe import Recipe
-from federation.run_folder import RunFolder
+from federation.client.session import Assignment
+from federation.config import Recipe
+from federation.results.run_folder import RunFolder
 
 import numpy as np
 import pytest
 import torch
-from made_runs import CLASSES, RECIPE, call, make_history, make_images, make_run
-from processes import Process
+from helpers.example_runs import CLASSES, RECIPE, call, make_history, make_images, make_run
+from helpers.processes import Process
 
 import baseline
 import evaluate
@@ -39,7 +39,7 @@ def test_a_clients_images_are_those_it_held_in_the_federation(images, partitione
     dataset, recipe = open_dataset(str(images), ""), dataclasses.replace(RECIPE, partitioner=partitioner)
     parts = baseline.clients_images(dataset, recipe, make_history(recipe, clients=3))
     for partition, part in enumerate(parts):
-        np.testing.assert_array_equal(part, share(dataset, Seat(partition, 3, recipe))[0])
+        np.testing.assert_array_equal(part, share(dataset, Assignment(partition, 3, recipe))[0])
 
 
 def test_centralised_trains_on_all_the_clients_images_and_each_alone_on_its_own(images, tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_centralised_trains_on_all_the_clients_images_and_each_alone_on_its_own(
     monkeypatch.setattr(model, "train", record)
     assert call(baseline.main, "--run", folder.path, "--dataset", images) == 0
     dataset = open_dataset(str(images), "")
-    shares = [share(dataset, Seat(p, 2, recipe))[0] for p in range(2)]
+    shares = [share(dataset, Assignment(p, 2, recipe))[0] for p in range(2)]
     held = [np.sort(np.concatenate(shares)), *shares]
     assert len(trained) == 3 * recipe.rounds
     for i, (pixels, labels, options) in enumerate(trained):
@@ -68,14 +68,14 @@ def test_centralised_trains_on_all_the_clients_images_and_each_alone_on_its_own(
 
 def test_a_client_alone_learns_what_it_learns_as_a_federation_of_one(images):
     dataset = open_dataset(str(images), "")
-    member = CifarClient(dataset, Seat(1, 2, RECIPE))
+    member = CifarClient(dataset, Assignment(1, 2, RECIPE))
     weights = member.get_parameters({})
     for server_round in (1, 2):
         weights, _, _ = member.fit(weights, {"server_round": server_round, "clients_on_host": 99})
     bench = baseline.Bench(RECIPE, 2, 3, "cpu")
     bench.train = load(dataset, "train", np.arange(72), 0)
     bench.test = load(dataset, "test", np.arange(24), 0)
-    alone = bench.run("alone", share(dataset, Seat(1, 2, RECIPE))[0], stream=1)
+    alone = bench.run("alone", share(dataset, Assignment(1, 2, RECIPE))[0], stream=1)
     model.set_weights(member.network, weights)
     loss, accuracy = model.evaluate(member.network, *bench.test)
     assert (alone["rounds"][2]["loss"], alone["rounds"][2]["accuracy"]) == (loss, accuracy)

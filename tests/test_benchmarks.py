@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import CLEAN, ROOT
+from helpers.processes import CLEAN, ROOT
 
 FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "wire")} | {
     "scale": "--clients"

@@ -10,11 +10,11 @@ from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
-from federation.certificates import CertificateError, issue, main, make_authority, parse_host, write_pair
+from federation.security.certificates import CertificateError, issue, main, make_authority, parse_host, write_pair
 
 import pytest
 from cryptography import x509
-from processes import ROOT
+from helpers.processes import ROOT
 
 NAMES = ["ca.key", "ca.pem", "server.key", "server.pem"]
 

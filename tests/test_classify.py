@@ -5,21 +5,21 @@ import json
 import pickle
 import zipfile
 
-from federation.member import Seat
-from federation.recipe import Recipe
-from federation.run_folder import RunFolder
+from federation.client import model_file
+from federation.client.session import Assignment
+from federation.config import Recipe
+from federation.results.run_folder import RunFolder
 
 import numpy as np
 import pytest
 import torch
-from made_runs import CLASSES, call, make_images
+from helpers.example_runs import CLASSES, call, make_images
+from helpers.processes import CLEAN, ROOT, Process
 from PIL import Image
-from processes import CLEAN, ROOT, Process
 
 import classify
 import client
 import model
-import model_file
 from data import open_dataset, read_image
 
 
@@ -41,7 +41,7 @@ def saved(network, tmp_path_factory):
 
 
 def test_what_a_client_saves_loads_into_pytorch_and_carries_the_class_names(images, tmp_path):
-    one = client.CifarClient(open_dataset(str(images), ""), Seat(0, 2, Recipe(model="lenet")))
+    one = client.CifarClient(open_dataset(str(images), ""), Assignment(0, 2, Recipe(model="lenet")))
     one.accuracy = 0.5
     client.show_final_model(one, str(tmp_path / "final.pt"))
     plain = model.build("lenet", 3, seed=99)

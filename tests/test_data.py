@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import free_port
 from PIL import Image
-from processes import free_port
 
 from data import Cifar10, DataError, Folder, Synthetic, open_dataset, read_image
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from federation import certificates, options
 
 import pytest
-from processes import CLEAN, ROOT
+from helpers.processes import CLEAN, ROOT
 
 import client
 

@@ -9,16 +9,16 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
-from federation.engine import NodeAdmission, read_run_config
-from federation.node import Node
-from federation.options import build_parser
-from federation.recipe import Recipe, Terms
+from federation.client.node_app import Node
+from federation.config import Recipe, ServerSettings
+from federation.server.engine_app import NodeAdmission, read_run_config
+from federation.server.options import build_parser
 
 import pytest
-from engines import Engine, commands
 from flwr.app import Context, RecordDict
-from made_runs import make_images
-from processes import ROOT, Federation, wait_for
+from helpers.engines import Engine, commands
+from helpers.example_runs import make_images
+from helpers.processes import ROOT, Federation, wait_for
 
 LINES = commands((ROOT / "README.md").read_text(), "On Flower's engines")
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
@@ -31,7 +31,7 @@ QUICK = "rounds=1 model='lenet' run-dir='run'"
 
 def test_the_run_config_of_the_app_is_the_recipe_and_terms_of_server_py():
     args = read_run_config(CONFIG, clients=3)
-    assert (args.recipe, args.terms) == (Recipe(), Terms())
+    assert (args.recipe, args.terms) == (Recipe(), ServerSettings())
 
 
 def test_every_key_of_the_run_config_is_a_flag_or_where_the_images_are():
@@ -85,7 +85,7 @@ class MadeUpNode:
 
 @pytest.fixture
 def door(monkeypatch) -> NodeAdmission:
-    monkeypatch.setattr("federation.engine.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("federation.server.engine_app.RETRY_SECONDS", 0.01)
     door = NodeAdmission(Recipe(), [], load_timeout=1)
     door.events = []
     door.notify = lambda *event: door.events.append(event)

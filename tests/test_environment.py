@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import CLEAN, ROOT
+from helpers.processes import CLEAN, ROOT
 
 
 @pytest.mark.parametrize("program", ["server", "client"])

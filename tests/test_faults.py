@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
-from processes import Cable
+from helpers.processes import Cable
 
 
 def clients_by_round(federation) -> list[int]:
@@ -129,7 +129,7 @@ def test_a_stopped_client_costs_its_round_only_until_round_timeout(federation):
 def test_a_client_that_is_cut_off_costs_its_round_and_rejoins_once_the_line_is_mended(federation):
     server = federation.server("--rounds", 4, "--round-timeout", 3, "--rejoin-wait", 30)
     clients = [federation.tiny("--partition-id", i, "--seconds", 0.3) for i in range(2)]
-    cable = Cable(federation.address)
+    cable = Cable(federation.net)
     far = federation.tiny("--partition-id", 2, "--seconds", 0.3, "--server", cable.address)
     far.says("fit 2")
     cable.cut()

@@ -3,30 +3,31 @@
 import math
 from dataclasses import replace
 
-from federation.fedbuff import FedBuff, Training, mean_step, replay
-from federation.pace import Pace
-from federation.recipe import Terms
-from federation.strategy import CheckedStrategy
+from federation.aggregation.fedbuff import FedBuff, TrainingJob, mean_step, replay
+from federation.aggregation.pace import Pace
+from federation.aggregation.validation import Update
+from federation.server.settings import ServerSettings
 
 import numpy as np
 import pytest
+from helpers.updates import strategy, update
 
-TERMS = Terms(mode="async", buffer_size=3)
-STATISTICS = [1, 2]  # of weights(): BatchNorm's running variance and its counter
+SETTINGS = ServerSettings(mode="async", buffer_size=3)
+BUFFERS = [1, 2]  # of weights(): BatchNorm's running variance and its counter
 
 
 def weights(trained=0.0, variance=1.0, counter=0) -> list[np.ndarray]:
     return [np.array([trained], np.float32), np.array([variance], np.float32), np.array(counter)]
 
 
-def fedbuff(start=None, rounds=10, **terms) -> FedBuff:
-    return FedBuff(start or weights(), STATISTICS, replace(TERMS, **terms), rounds)
+def fedbuff(start=None, rounds=10, **settings) -> FedBuff:
+    return FedBuff(start or weights(), BUFFERS, replace(SETTINGS, **settings), rounds)
 
 
 def receive(run: FedBuff, partition: int, trained: float, examples=1, staleness=0) -> bool:
     """An update that changes the trained array by so much, from a model so many versions old."""
-    training = Training(partition, 1, run.version - staleness, 0, 3)
-    return run.receive(training, weights(), (weights(trained), examples), train_loss=1.0)
+    job = TrainingJob(partition, 1, run.version - staleness, 0, 3)
+    return run.receive(job, weights(), update(weights(trained), examples, partition))
 
 
 def test_staleness_0_1_and_3_weigh_1_and_1_over_root_2_and_one_half():
@@ -58,17 +59,19 @@ def test_alone_in_its_buffer_a_stale_update_still_counts_less():
 def test_with_equal_speeds_and_a_buffer_of_all_it_is_fedavg_to_the_bit():
     rounds, rng, start = 4, np.random.default_rng(0), weights()
     run, expected = fedbuff(rounds=rounds), start
-    fedavg = CheckedStrategy("fedavg", start, STATISTICS)
+    fedavg = strategy("fedavg", start, BUFFERS)
     for server_round in range(1, rounds + 1):
         trainings = [run.hand_out(partition) for partition in range(3)]
         base = run.weights
-        updates = [(weights(rng.normal(), rng.uniform(1, 2), server_round * 7), 100 * (p + 1)) for p in range(3)]
-        for training, update in zip(trainings, updates, strict=True):
+        updates = [
+            update(weights(rng.normal(), rng.uniform(1, 2), server_round * 7), 100 * (p + 1), p) for p in range(3)
+        ]
+        for training, each in zip(trainings, updates, strict=True):
             assert training.number == server_round
             assert training.begins / run.total == (server_round - 1) / rounds
             assert training.ends / run.total == server_round / rounds
             run.came_back(training)
-            run.receive(training, base, update, train_loss=1.0)
+            run.receive(training, base, each)
         assert [change.staleness for change in run.apply()] == [0, 0, 0]
         expected = fedavg.aggregate(expected, updates)
         for ours, theirs in zip(run.weights, expected, strict=True):
@@ -101,8 +104,8 @@ def test_measured_arrays_move_towards_what_clients_measured_and_never_beyond():
     run = fedbuff(weights(variance=3.0), server_learning_rate=2.0, buffer_size=2)
     run.version = 3
     for partition, staleness in ((0, 0), (1, 3)):
-        training = Training(partition, 1, run.version - staleness, 0, 3)
-        run.receive(training, weights(variance=10.0), (weights(variance=1.0, counter=8), 1), train_loss=1.0)
+        job = TrainingJob(partition, 1, run.version - staleness, 0, 3)
+        run.receive(job, weights(variance=10.0), update(weights(variance=1.0, counter=8), partition=partition))
     run.apply()
     assert run.weights[1] == pytest.approx(3 + (1 + 0.5) / 2 * (1 - 3))
     assert run.weights[2] == 6
@@ -188,29 +191,29 @@ def test_without_patience_an_update_waits_for_nobody():
 
 def test_a_resumed_run_counts_on():
     run = fedbuff()
-    rows = [{"updates": []}, {"updates": [{"partition": 0, "number": 1}, {"partition": 0, "number": 2}]}]
-    run.restore(1, rows)
+    run.restore(1, [{"partition": 0, "number": 1}, {"partition": 0, "number": 2}])
     assert (run.version, run.updates) == (1, 2)
     assert run.hand_out(0).number == 3
     assert run.hand_out(1).number == 1
 
 
 def test_a_replay_of_any_order_of_arrival_gives_the_same_bits():
-    def train(training: Training, base: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
-        rng = np.random.default_rng([training.partition, training.number])
-        return [base[0] + np.float32(rng.normal()), base[1] * np.float32(0.9), base[2] + 1], training.partition + 1
+    def train(job: TrainingJob, base: list[np.ndarray]) -> Update:
+        rng = np.random.default_rng([job.partition, job.number])
+        new = [base[0] + np.float32(rng.normal()), base[1] * np.float32(0.9), base[2] + 1]
+        return update(new, job.partition + 1, job.partition)
 
-    order, rows = np.random.default_rng(0), [{"updates": []}]
+    order, versions = np.random.default_rng(0), []
     run = fedbuff(rounds=5, buffer_size=2)
     working = {p: (run.hand_out(p), run.weights) for p in range(3)}
     while run.updates < run.total:
         partition = int(order.integers(3))
         training, base = working[partition]
         run.came_back(training)
-        run.receive(training, base, train(training, base), train_loss=1.0)
+        run.receive(training, base, train(training, base))
         if run.is_due():
-            rows.append({"updates": [change.to_json() for change in run.apply()]})
+            versions.append([each.to_json() for each in run.apply()])
         working[partition] = run.hand_out(partition), run.weights
-    assert max(update["staleness"] for row in rows for update in row["updates"]) > 1
-    again = replay(rows, weights(), STATISTICS, run.terms, 5, train)
+    assert max(each["staleness"] for version in versions for each in version) > 1
+    again = replay(versions, weights(), BUFFERS, run.settings, 5, train)
     assert [array.tobytes() for array in again] == [array.tobytes() for array in run.weights]

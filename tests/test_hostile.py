@@ -16,9 +16,9 @@ import pytest
 from flwr.common import ndarrays_to_parameters
 from flwr.common.serde import parameters_to_proto
 from flwr.proto.transport_pb2 import ClientMessage
-from made_up import Door, MadeUp
-from processes import CLEAN, Federation, Process, wait_for
-from strangers import JOIN, Stranger, hello, open_channel, properties
+from helpers.fake_clients import FakeAdmission, FakeClient
+from helpers.processes import CLEAN, Federation, Process, wait_for
+from helpers.raw_connections import JOIN, RawConnection, hello, open_channel, properties
 
 MESSAGES = 10_000
 CONNECTIONS = 1500  # of plain garbage, one message each
@@ -105,7 +105,7 @@ def chatter(address: str, number: int, seed: int) -> Counter:
     while sent["messages"] < number:
         with closing(open_channel(address)) as channel:
             for _ in range(100):
-                stranger = Stranger(channel)
+                stranger = RawConnection(channel)
                 sent["streams"] += 1
                 try:
                     while sent["messages"] < number:
@@ -160,8 +160,8 @@ def test_ten_thousand_messages_of_nonsense_leave_the_model_as_it_would_be(tmp_pa
             share = (MESSAGES - CONNECTIONS) // 10
             for half in range(2):
                 with ThreadPoolExecutor(6) as threads:
-                    tasks = [threads.submit(chatter, federation.address, share, 10 * half + i) for i in range(5)]
-                    tasks.append(threads.submit(babble, federation.address, CONNECTIONS // 2, 10 * half + 5))
+                    tasks = [threads.submit(chatter, federation.net, share, 10 * half + i) for i in range(5)]
+                    tasks.append(threads.submit(babble, federation.net, CONNECTIONS // 2, 10 * half + 5))
                 sent.update(sum((task.result() for task in tasks), Counter()))
                 half_way.append(dict(memory.last))
 
@@ -194,7 +194,7 @@ def test_a_stranger_that_never_stops_sending_is_held_back_and_fills_no_memory(fe
             sent += 1
             yield megabyte
 
-    with closing(open_channel(federation.address)) as channel:
+    with closing(open_channel(federation.net)) as channel:
         for _ in range(10):
             call = channel.stream_stream(JOIN)(flood(), timeout=60)
             with suppress(grpc.RpcError):
@@ -208,9 +208,9 @@ def test_a_thousand_senseless_clients_leave_no_senseless_place_and_an_open_door(
     rng = random.Random(0)
     values = [None, True, 0, -1, 2**62, -(2**63), 1.5, float("nan"), "", "0", "[]", "[2]", '["cat", "dog"]', "[" * 5000]
     values += [b"", b"\xff", "\x1b[2J", "\u202e", "x" * 100_000, '"' * 64, "null", "[[]]", "[1e999]", "0" * 32]
-    door = Door(num_places=2)
+    door = FakeAdmission(num_places=2)
     for _ in range(1000):
-        client = MadeUp()
+        client = FakeClient()
         for answer in (client.hello, client.place):
             for key in rng.sample(sorted(answer), rng.randrange(3)):
                 answer[key] = rng.choice(values)

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hosts import Host, Hosts, NoHosts
-from made_runs import make_images
-from processes import ROOT, Federation, Process, wait_for
+from helpers.example_runs import make_images
+from helpers.hosts import Host, Hosts, NoHosts
+from helpers.processes import ROOT, Federation, Process, wait_for
 
 CUT_SECONDS = 20
 

@@ -2,7 +2,7 @@
 
 import copy
 
-from federation.recipe import MODELS
+from federation.config import MODELS, Recipe
 
 import numpy as np
 import pytest
@@ -19,10 +19,10 @@ def examples(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images), torch.from_numpy(rng.integers(0, CLASSES, n))
 
 
-def train(network, n: int, **options) -> float:
-    images, labels = examples(n)
-    recipe = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "start": 0.0, "end": 1.0, "seed": 1}
-    return model.train(network, images, labels, **{**recipe, "on_batch": lambda done, total: None, **options})
+def train(network, n: int, part=(0.0, 1.0), partition: int = 0, **recipe) -> float:
+    """The training loss of one local training on n examples, in batches of four."""
+    made = Recipe(**{"batch_size": 4, "learning_rate": 0.01, "seed": 1, **recipe})
+    return model.train_round(network, *examples(n), made, partition, 1, part)["train_loss"]
 
 
 def same_bits(one: list[np.ndarray], two: list[np.ndarray]) -> bool:
@@ -137,10 +137,10 @@ def test_a_weight_of_another_type_is_refused_by_name(network):
         assert key in refusal(network, weights)
 
 
-def test_statistics_are_the_positions_of_what_is_measured_and_not_trained(network):
+def test_buffer_positions_are_of_what_is_measured_and_not_trained(network):
     trained = {key for key, _ in network.named_parameters()}
     measured = [i for i, key in enumerate(network.state_dict()) if key not in trained]
-    assert list(model.statistics(network)) == measured
+    assert list(model.buffer_positions(network)) == measured
 
 
 # Training
@@ -186,27 +186,44 @@ def test_training_again_after_evaluation_goes_on_measuring(network):
     before = [array.copy() for array in model.get_weights(network)]
     train(network, 8)
     after = model.get_weights(network)
-    assert all((after[i] != before[i]).any() for i in model.statistics(network))
+    assert all((after[i] != before[i]).any() for i in model.buffer_positions(network))
 
 
 def test_the_learning_rate_follows_a_schedule_over_all_rounds(network):
     early, late = copy.deepcopy(network), copy.deepcopy(network)
-    train(early, 8, start=0.2, end=0.4)
-    train(late, 8, start=0.8, end=1.0)
+    train(early, 8, part=(0.2, 0.4))
+    train(late, 8, part=(0.8, 1.0))
     assert not same_bits(model.get_weights(early), model.get_weights(late))
 
 
-def test_progress_is_told_batch_by_batch_up_to_its_total(network):
-    told = []
-    train(network, 8, epochs=2, on_batch=lambda done, total: told.append((done, total)))
-    assert told == [(i, 4) for i in (1, 2, 3, 4)]
+def test_a_round_is_its_own_part_of_the_run_unless_another_is_given(network):
+    one, other = copy.deepcopy(network), copy.deepcopy(network)
+    recipe = Recipe(rounds=4, batch_size=4, learning_rate=0.01)
+    model.train_round(one, *examples(8), recipe, 0, 2)
+    model.train_round(other, *examples(8), recipe, 0, 2, part=(0.25, 0.5))
+    assert same_bits(model.get_weights(one), model.get_weights(other))
+
+
+def distance(one: list[np.ndarray], two: list[np.ndarray]) -> float:
+    return sum(float(((a - b) ** 2).sum()) for a, b in zip(one, two, strict=True)) ** 0.5
+
+
+def test_fedprox_keeps_the_weights_near_the_start_and_is_off_at_0(network):
+    start = [each.detach().clone() for each in network.parameters()]
+    steps = {}
+    for mu in (None, 0.0, 10.0):
+        copied = copy.deepcopy(network)
+        train(copied, 16, local_epochs=3, learning_rate=0.05, **({} if mu is None else {"proximal_mu": mu}))
+        steps[mu] = distance([each.detach().numpy() for each in copied.parameters()], [each.numpy() for each in start])
+    assert steps[None] == steps[0.0]
+    assert steps[10.0] < 0.8 * steps[0.0]
 
 
 def test_training_lowers_the_loss_on_what_it_is_trained_on(network):
     images, labels = examples(16)
-    before, _ = model.evaluate(network, images, labels)
-    train(network, 16, epochs=10)
-    after, _ = model.evaluate(network, images, labels)
+    before = model.evaluate(network, images, labels)["loss"]
+    train(network, 16, local_epochs=10)
+    after = model.evaluate(network, images, labels)["loss"]
     assert after < before
 
 
@@ -216,7 +233,7 @@ def test_training_lowers_the_loss_on_what_it_is_trained_on(network):
 @pytest.mark.parametrize("n", [1, 3, 1203])  # 1203: uneven, whatever the batches are
 def test_loss_and_accuracy_are_means_over_examples(network, n):
     images, labels = examples(n)
-    loss, accuracy = model.evaluate(network, images, labels)
+    loss, accuracy = (model.evaluate(network, images, labels)[name] for name in ("loss", "accuracy"))
     probabilities = np.asarray(model.predict(network, images), np.float64)
     chosen = probabilities[np.arange(n), labels.numpy()]
     assert loss == pytest.approx(-np.log(chosen).mean(), rel=1e-4)

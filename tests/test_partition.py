@@ -1,14 +1,14 @@
 """Who holds which examples: every split is a function of the labels and the seed, and fair to what its name says."""
 
-from federation.partition import PARTITIONERS, partition, split_test_set
+from federation.partition import OLD_NAMES, PARTITIONERS, partition, shares
 
 import numpy as np
 import pytest
 
 LABELS = np.arange(1000) % 10  # ten classes of a hundred examples
 CIFAR = np.arange(50_000) % 10
-CUTTING = [name for name in PARTITIONERS if name != "whole"]  # whole: every client keeps all of its own
-COVERING = [name for name in CUTTING if name != "sizes"]  # sizes: what nobody drew stays unused
+CUTTING = [name for name in PARTITIONERS if name != "local"]  # local: every client keeps all of its own
+COVERING = [name for name in CUTTING if name != "quantity-skew"]  # what nobody drew stays unused
 
 
 def cut(name: str, labels: np.ndarray = LABELS, clients: int = 5, seed: int = 0, alpha: float = 10.0):
@@ -58,7 +58,7 @@ def test_a_split_leaves_numpys_global_random_state_alone(name):
     assert np.random.random() == undisturbed
 
 
-@pytest.mark.parametrize("name", ["iid", "shards", "sizes"])  # dirichlet needs luck with so few, and says so
+@pytest.mark.parametrize("name", ["iid", "shards", "quantity-skew"])  # dirichlet needs luck with so few, and says so
 def test_twice_as_many_images_as_clients_are_enough_and_one_less_is_too_few(name):
     for clients in (1, 2, 3, 10, 20):
         for seed in range(30):
@@ -115,7 +115,7 @@ def test_dirichlet_that_cant_serve_every_client_says_so_with_alpha_and_the_remed
 
 
 def test_sizes_are_minor_with_probability_seven_tenths_and_within_the_articles_bounds():
-    sizes = np.array([len(part) for seed in range(200) for part in cut("sizes", CIFAR, 3, seed)])
+    sizes = np.array([len(part) for seed in range(200) for part in cut("quantity-skew", CIFAR, 3, seed)])
     minor, major = sizes[sizes <= 3000], sizes[sizes > 3000]
     assert minor.min() >= 2000
     assert major.min() >= 10_000
@@ -124,24 +124,29 @@ def test_sizes_are_minor_with_probability_seven_tenths_and_within_the_articles_b
 
 
 def test_sizes_of_other_data_sets_are_the_same_fractions():
-    for cifar, small in zip(cut("sizes", CIFAR, 3), cut("sizes", LABELS, 3), strict=True):
+    for cifar, small in zip(cut("quantity-skew", CIFAR, 3), cut("quantity-skew", LABELS, 3), strict=True):
         assert len(small) == pytest.approx(len(cifar) / 50, abs=1)
 
 
 def test_sizes_of_many_clients_shrink_alike_instead_of_running_out():
-    sizes = np.array([len(part) for part in cut("sizes", CIFAR, 40)])
+    sizes = np.array([len(part) for part in cut("quantity-skew", CIFAR, 40)])
     assert 49_950 < sizes.sum() <= 50_000
     assert sizes.max() / sizes.min() > 3  # minor and major still tell apart
 
 
-def test_whole_gives_every_client_all_of_its_own_images_and_two_clients_need_only_one():
-    train, test = cut("whole", clients=3), split_test_set("whole", LABELS, 3, 0)
+def test_local_gives_every_client_all_of_its_own_images_and_two_clients_need_only_one():
+    train, test = shares(LABELS, LABELS, 3, "local", 0.5, 0)
     assert all(np.array_equal(part, np.arange(1000)) for part in train + test)
-    assert [part.tolist() for part in cut("whole", np.zeros(1, int), 2)] == [[0], [0]]
+    assert [part.tolist() for part in cut("local", np.zeros(1, int), 2)] == [[0], [0]]
 
 
 @pytest.mark.parametrize("name", CUTTING)
 def test_the_test_set_is_split_evenly_whatever_the_training_split(name):
-    parts = split_test_set(name, LABELS, 3, seed=0)
+    _, parts = shares(LABELS, LABELS, 3, name, 10.0, 0)
     assert sorted(map(len, parts)) == [333, 333, 334]
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(1000))
+
+
+def test_former_names_of_partitioners_lead_to_todays():
+    assert set(OLD_NAMES.values()) <= set(PARTITIONERS)
+    assert not set(OLD_NAMES) & set(PARTITIONERS)

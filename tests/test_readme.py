@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from engines import commands
-from made_runs import CLASSES, make_images, make_run
-from processes import CLEAN, ROOT, Federation
+from helpers.engines import commands
+from helpers.example_runs import CLASSES, make_images, make_run
+from helpers.processes import CLEAN, ROOT, Federation
 
 README = (ROOT / "README.md").read_text()
 ON_ENGINES = commands(README, "On Flower's engines")  # which test_engines.py runs
@@ -100,7 +100,7 @@ def test_secured_command(command, tmp_path, secured, my_images):
                 federation.tiny(*secured)
         else:
             server = federation.server("--clients", 1, *QUICK, *server_files, cwd=tmp_path)
-            flags = [*without("--server", flags), "--server", federation.address, "--threads", 1]
+            flags = [*without("--server", flags), "--server", federation.net, "--threads", 1]
             federation.start(command, ROOT / script, *flags, cwd=tmp_path).ends(0)
         server.ends(0)
 

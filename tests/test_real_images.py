@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from processes import ROOT, Federation
+from helpers.processes import ROOT, Federation
 
 SHARES = {"train": 600, "test": 100}  # images a class; all of them, 5,000 and 1,000, are for benchmarks/accuracy.py
 REACHED = 0.45  # after three rounds on a tenth of the images; 0.52 was seen, and chance is 0.1

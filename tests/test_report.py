@@ -12,13 +12,13 @@ import threading
 from types import SimpleNamespace
 
 from federation import pictures, report
-from federation.admission import Admission
-from federation.run_folder import RunFolder
-from federation.tables import comparison, in_columns, mean, size, verdict
+from federation.results.run_folder import RunFolder
+from federation.results.tables import comparison, in_columns, mean, size, verdict
+from federation.server.admission import Admission
 
 import numpy as np
 import pytest
-from made_runs import CLASSES, RECIPE, call, make_baseline, make_history
+from helpers.example_runs import CLASSES, RECIPE, call, make_baseline, make_history
 from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -250,7 +250,7 @@ def test_tensorboard_gets_every_round(federation, tmp_path):
 
 
 def test_tensorboard_that_is_not_installed_is_one_line_before_the_run(tmp_path, monkeypatch, capsys):
-    from federation.scalars import open_scalars
+    from federation.results.tensorboard import open_scalars
 
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from processes import Federation, Process, wait_for
+from helpers.processes import Federation, Process, wait_for
 
 ROUNDS = 12
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from federation.run_folder import Checkpoint, History, RunFolder, write_whole
+from federation.results.run_folder import Checkpoint, History, RunFolder, write_whole
 
 import numpy as np
 import pytest

@@ -10,12 +10,12 @@ import time
 import uuid
 from pathlib import Path
 
-from federation.tables import table
+from federation.results.tables import table
 
 import numpy as np
 import pytest
 import torch
-from processes import CLEAN, ROOT, Federation, free_port, wait_for
+from helpers.processes import CLEAN, ROOT, Federation, free_port, wait_for
 
 import demo
 from data import DataError
@@ -136,7 +136,7 @@ def four_terminals(tmp_path_factory):
         for number in range(3):
             federation.client("--save", folder / f"{number}.pt", env={**CLEAN, **dead}, cwd=folder)
         for client in federation.processes:
-            client.says(f"no server at {federation.address}; asking again for 300 s")
+            client.says(f"no server at {federation.net}; asking again for 300 s")
         server = federation.server(*SEED, cwd=folder)
         federation.peak_kb = 0
         while server.popen.poll() is None:
@@ -186,7 +186,7 @@ def test_the_server_never_imports_torch():
 @on_linux
 def test_the_server_listens_within_two_seconds(federation):
     server = federation.server()
-    host, port = federation.address.split(":")
+    host, port = federation.net.split(":")
 
     def listening() -> bool:
         with socket.socket() as probe:

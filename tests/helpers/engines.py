@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from processes import CLEAN, ROOT, Federation, Process, free_port
+from helpers.processes import CLEAN, ROOT, Federation, Process, free_port
 
 PROGRAMS = Path(sys.executable).parent  # flwr, flower-superlink and flower-supernode are installed beside Python
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from federation.recipe import Recipe, Terms
-from federation.run_folder import History, RunFolder
+from federation.config import Recipe, ServerSettings
+from federation.results.run_folder import History, RunFolder
 
 import numpy as np
 from PIL import Image
@@ -35,7 +35,11 @@ def make_images(folder: Path, train: int = 24, test: int = 8) -> Path:
 
 def make_history(recipe: Recipe = RECIPE, clients: int = 2, classes: list[str] | None = None) -> History:
     """Accuracies 0.5 in round 0, then 0.25 more in each round; losses 1 / (round + 1)."""
-    config = {**dataclasses.asdict(recipe), **dataclasses.asdict(Terms(clients=clients)), "classes": classes or CLASSES}
+    config = {
+        **dataclasses.asdict(recipe),
+        **dataclasses.asdict(ServerSettings(clients=clients)),
+        "classes": classes or CLASSES,
+    }
     history = History(config)
     for i in range(recipe.rounds + 1):
         accuracy = min(1.0, 0.5 + i / 4)

@@ -3,14 +3,14 @@
 import threading
 from types import SimpleNamespace
 
-from federation.admission import Admission
-from federation.recipe import Recipe
+from federation.config import Recipe
+from federation.server.admission import Admission
 
 
-class MadeUp:
-    """Flower's proxy of a client, without a client; answers as told, and keeps what it is told."""
+class FakeClient:
+    """Flower's proxy of a client, without a client; gives these answers, and keeps what it is told."""
 
-    def __init__(self, *, place: dict | None = None, **hello: object):
+    def __init__(self, *, summary: dict | None = None, **hello: object):
         usual = {
             "protocol": 1,
             "proof": "",
@@ -19,7 +19,7 @@ class MadeUp:
             "host": "here",
         }
         self.hello = {**usual, "wanted": -1, "held": -1, **hello}
-        self.place = {"train_examples": 100, "test_examples": 10, "statistics": "[2]", **(place or {})}
+        self.summary = {"train_examples": 100, "test_examples": 10, "statistics": "[2]", **(summary or {})}
         self.partition: int | None = None
         self.told: dict = {}
         self.reconnect_in: int | None = None
@@ -35,7 +35,7 @@ class MadeUp:
             case "hello":
                 answer = self.hello
             case "place":
-                self.partition, answer = ins.config["partition"], self.place
+                self.partition, answer = ins.config["partition"], self.summary
             case "told":
                 self.told, answer = ins.config, {}
         return SimpleNamespace(properties=answer)
@@ -44,20 +44,20 @@ class MadeUp:
         self.reconnect_in = ins.seconds
 
 
-class Door:
-    """An Admission whose vetting is waited for."""
+class FakeAdmission:
+    """An Admission whose verification of a client is waited for."""
 
-    def __init__(self, num_places: int = 3, **options: object):
+    def __init__(self, num_partitions: int = 3, **options: object):
         self.said: list[str] = []
-        self.admission = Admission(num_places, Recipe(), lambda *event: self.said.append(event[2]), **options)
+        self.admission = Admission(num_partitions, Recipe(), lambda *event: self.said.append(event[2]), **options)
 
-    def joins(self, client: MadeUp | None = None, **answers: object) -> MadeUp:
-        """A client that comes, once it is seated or turned away."""
-        client = client or MadeUp(**answers)
+    def joins(self, client: FakeClient | None = None, **answers: object) -> FakeClient:
+        """A client that connects, once it is admitted or turned away."""
+        client = client or FakeClient(**answers)
         assert self.admission.register(client)
-        while not (client.closed.wait(0.002) or self.seated(client)):
+        while not (client.closed.wait(0.002) or self.admitted(client)):
             pass
         return client
 
-    def seated(self, client: MadeUp) -> bool:
-        return any(place.client is client for place in self.admission.ready())
+    def admitted(self, client: FakeClient) -> bool:
+        return any(participant.client is client for participant in self.admission.ready())

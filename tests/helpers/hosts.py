@@ -19,14 +19,14 @@ class Host:
         self.namespace = namespace
         self.address = address
         self.switch = switch  # the namespace of the switch
-        self.port = port  # of the switch, where this host's cable ends
+        self.port = port  # of the switch, to which this host is connected
         self.prefix = ["ip", "netns", "exec", namespace]
 
     def cut(self) -> None:
-        """From now on packets vanish at the switch: the interfaces stay up, and nobody is told."""
+        """From now on packets are lost at the switch: the interfaces stay up, and neither end is told."""
         _ip("-n", self.switch, "link", "set", self.port, "nomaster")
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         _ip("-n", self.switch, "link", "set", self.port, "master", "switch")
 
 
@@ -34,7 +34,7 @@ class Hosts:
     """So many hosts with the addresses 10.77.0.1 and on; a context manager that removes what it made, and nothing else.
 
     All of it, the switch too, lies in namespaces named after this process: the machine's own network is
-    never touched, and tests side by side don't meet. Raises NoHosts where the machine won't have it.
+    never touched, and tests side by side don't meet. Raises NoHosts where the machine does not allow it.
     """
 
     def __init__(self, number: int):
@@ -52,7 +52,7 @@ class Hosts:
             self._add(self._switch)
             _ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
             _ip("-n", self._switch, "link", "set", "switch", "up")
-            return [self._plug_in(number) for number in range(1, self._number + 1)]
+            return [self._connect(number) for number in range(1, self._number + 1)]
         except subprocess.CalledProcessError as error:
             self.__exit__()
             raise NoHosts(f"no network namespaces here ({error.stderr.strip()})") from None
@@ -65,16 +65,16 @@ class Hosts:
         _ip("netns", "add", namespace)
         self._made.append(namespace)
 
-    def _plug_in(self, number: int) -> Host:
+    def _connect(self, number: int) -> Host:
         host = Host(f"{self._name}-{number}", f"10.77.0.{number}", self._switch, f"port{number}")
         self._add(host.namespace)
-        cable = ("type", "veth", "peer", "name", "eth0", "netns", host.namespace)
-        _ip("-n", self._switch, "link", "add", host.port, *cable)
+        link = ("type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+        _ip("-n", self._switch, "link", "add", host.port, *link)
         _ip("-n", self._switch, "link", "set", host.port, "up")
         _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", "eth0")
         for interface in ("lo", "eth0"):
             _ip("-n", host.namespace, "link", "set", interface, "up")
-        host.mend()
+        host.restore()
         return host
 
 

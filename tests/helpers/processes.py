@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # Tests must not depend on the proxy, the secret or the log level of the machine that they run on.
 CLEAN = {name: value for name, value in os.environ.items() if not re.search("proxy|FEDERATION_|FLWR_", name, re.I)}
 
@@ -96,8 +96,8 @@ class Process:
         self.popen.stdout.close()
 
 
-class Cable:
-    """A TCP line to the server that a test can cut: while cut, bytes are held back and nobody is told.
+class NetworkLink:
+    """A TCP connection to the server that a test can cut: while cut, bytes are held back and neither end is told.
 
     carried: the bytes that went through, both ways.
     """
@@ -109,18 +109,18 @@ class Cable:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.carried = 0
         self._counting = threading.Lock()
-        self._whole = threading.Event()
-        self._whole.set()
+        self._up = threading.Event()
+        self._up.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        self._whole.clear()
+        self._up.clear()
 
-    def mend(self) -> None:
-        self._whole.set()
+    def restore(self) -> None:
+        self._up.set()
 
     def close(self) -> None:
-        self.mend()
+        self.restore()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -136,7 +136,7 @@ class Cable:
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(65536):
-                self._whole.wait()
+                self._up.wait()
                 sink.sendall(data)
                 with self._counting:
                     self.carried += len(data)
@@ -181,9 +181,9 @@ class Federation:
         )
 
     def tiny(self, *flags: object, **options: object) -> Process:
-        """tests/tiny_client.py: the project's membership and connection around a network of six numbers."""
+        """tests/helpers/tiny_client.py: the project's session and connection around a model of seven numbers."""
         name = f"tiny client process {len(self.processes)}"
-        return self.start(name, ROOT / "tests/tiny_client.py", "--server", self.address, *flags, **options)
+        return self.start(name, ROOT / "tests/helpers/tiny_client.py", "--server", self.address, *flags, **options)
 
     def history(self) -> dict:
         return json.loads((self.run_dir / "history.json").read_text())

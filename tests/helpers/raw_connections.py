@@ -1,9 +1,9 @@
-"""Strangers for tests: raw ends of Flower's gRPC stream that say nothing, or anything."""
+"""Raw connections for tests: client ends of Flower's gRPC stream that answer nothing, or anything."""
 
 import queue
 import socket
 
-from federation.handshake import PROTOCOL
+from federation.protocol import PROTOCOL
 
 import grpc
 from flwr.proto.transport_pb2 import ClientMessage, ServerMessage
@@ -25,7 +25,7 @@ def open_channel(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, options=[*UNLIMITED, ("grpc.use_local_subchannel_pool", 1)])
 
 
-class Stranger:
+class RawConnection:
     """One stream, question by question; whatever it waits for, it gives up after a minute."""
 
     def __init__(self, channel: grpc.Channel):

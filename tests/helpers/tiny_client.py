@@ -1,18 +1,18 @@
-"""A client that starts in half a second, for tests of the machinery: the project's own membership and
-connection around a made-up network of six numbers, and, on demand, every way to misbehave."""
+"""A client that starts in half a second, for tests of the machinery: the project's own session and connection
+around a model of six weights and a counter, and, on demand, every way to misbehave."""
 
 import argparse
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from federation.connection import stay_connected
-from federation.handshake import load_secret
-from federation.member import Member, Seat, leave
-from federation.tls import read_authority
-from federation.words import say
+from federation.client.connection import take_part
+from federation.client.session import Session
+from federation.console import say
+from federation.protocol import Assignment, load_secret
+from federation.security.tls import read_authority
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -25,18 +25,26 @@ class TinyClient(NumPyClient):
     """Adds a draw from (seed, partition, round) to the weights: the right answer can be worked out."""
 
     num_test = 10
-    statistics = [2]  # noqa: RUF012
+    buffer_positions = [2]  # noqa: RUF012
 
-    def __init__(self, seat: Seat, behave: str, in_round: int, seconds: float, until: Path | None = None):
-        self.seat, self.behave, self.in_round, self.seconds, self.until = seat, behave, in_round, seconds, until
-        self.num_train = 100 * (seat.partition + 1)
+    def __init__(
+        self,
+        assignment: Assignment,
+        behave: str = "",
+        in_round: int = 0,
+        seconds: float = 0.0,
+        until: Path | None = None,
+    ):
+        self.assignment = assignment
+        self.behave, self.in_round, self.seconds, self.until = behave, in_round, seconds, until
+        self.num_train = 100 * (assignment.partition + 1)
 
     def get_parameters(self, config: dict) -> list:
         return WEIGHTS
 
     def fit(self, parameters: list, config: dict) -> tuple:
         server_round = config["server_round"]
-        rng = np.random.default_rng([self.seat.recipe.seed, self.seat.partition, server_round])
+        rng = np.random.default_rng([self.assignment.recipe.seed, self.assignment.partition, server_round])
         new = [(a + rng.normal(size=a.shape)).astype(a.dtype) for a in parameters[:2]] + [parameters[2] + 1]
         examples, metrics = self.num_train, {"train_loss": 1.0 / server_round}
         say(f"fit {server_round}")
@@ -48,9 +56,10 @@ class TinyClient(NumPyClient):
         return new, examples, metrics
 
     def evaluate(self, parameters: list, config: dict) -> tuple:
-        accuracy = 2.0 if self.behave == "accuracy" else 0.5
-        loss = float("nan") if self.behave == "loss" else 1.0
-        return loss, self.num_test, {"accuracy": accuracy}
+        scores = {"loss": 1.0, "accuracy": 0.5}
+        if self.behave in scores:
+            scores[self.behave] = float("nan")
+        return scores.pop("loss"), self.num_test, scores
 
 
 def misbehave(how: str, new: list, examples: int, metrics: dict) -> tuple:
@@ -86,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", required=True)
     parser.add_argument("--classes", default=",".join(CLASSES))
-    parser.add_argument("--partition-id", type=int, default=-1)
+    parser.add_argument("--partition-id", type=int)
     parser.add_argument("--behave", default="", help="how to misbehave")
     parser.add_argument("--in-round", type=int, default=0, help="in which round (0: in all)")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long local training takes")
@@ -95,15 +104,13 @@ def main() -> None:
     parser.add_argument("--secret-file")
     parser.add_argument("--ca-certificate")
     args = parser.parse_args()
-    member = Member(
-        lambda seat: TinyClient(seat, args.behave, args.in_round, args.seconds, args.until),
+    session = Session(
+        lambda assignment: TinyClient(assignment, args.behave, args.in_round, args.seconds, args.until),
         args.classes.split(","),
         secret=load_secret(args.secret_file),
         wanted_partition=args.partition_id,
     )
-    certificates = read_authority(args.ca_certificate) if args.ca_certificate else None
-    stay_connected(member, args.server, wait=args.wait, root_certificates=certificates)
-    leave(member)
+    take_part(session, args.server, wait=args.wait, root_certificates=read_authority(args.ca_certificate))
     say("finished")
 
 

@@ -5,7 +5,7 @@ import struct
 import tracemalloc
 from pathlib import Path
 
-from federation.checks import BadUpdate, check_evaluate, check_fit, read_weights
+from federation.aggregation.validation import BadUpdate, read_weights, validate_evaluate, validate_fit
 
 import numpy as np
 import pytest
@@ -34,7 +34,8 @@ def fit_res(arrays: list[np.ndarray | bytes], examples: int = 10, **metrics: obj
 
 
 def checked(*arrays: np.ndarray | bytes, **options: object):
-    return check_fit(fit_res(list(arrays), **options), WEIGHTS, declared=10)
+    update = validate_fit(fit_res(list(arrays), **options), 0, WEIGHTS, declared=10)
+    return update.weights, update.examples
 
 
 def test_a_good_update_comes_back_as_it_was_sent_with_its_examples():
@@ -148,7 +149,7 @@ def test_examples_must_be_some_and_no_more_than_declared(examples):
     with pytest.raises(BadUpdate, match=rf"^it claims {examples} examples, having declared 10 when it joined$"):
         checked(*WEIGHTS, examples=examples)
     with pytest.raises(BadUpdate, match=rf"^it claims {examples} examples"):
-        check_evaluate(EvaluateRes(OK, 1.0, examples, {"accuracy": 0.5}), declared=10)
+        validate_evaluate(EvaluateRes(OK, 1.0, examples, {"accuracy": 0.5}), 0, declared=10)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), "0.5", b"0.5", None])
@@ -163,20 +164,46 @@ def test_a_clients_own_words_are_passed_on_in_one_clean_line():
         checked(error="the disk\nis full of \x1b[31mcolour")
 
 
-def test_a_good_evaluation_is_loss_accuracy_and_examples():
-    assert check_evaluate(EvaluateRes(OK, 1.5, 4, {"accuracy": 1}), declared=4) == (1.5, 1.0, 4)
+def test_a_good_evaluation_is_all_its_finite_numbers_and_its_examples():
+    told = {"accuracy": 1, "f1": 7.5, "auc": float("nan"), "note": "well", "train_x": 1.0, "round": 3.0, "a b": 1.0}
+    score = validate_evaluate(EvaluateRes(OK, 1.5, 4, told), 2, declared=4)
+    assert (score.partition, score.examples) == (2, 4)
+    assert score.metrics == {"accuracy": 1.0, "f1": 7.5, "loss": 1.5}  # the others are no metrics of a model
 
 
-@pytest.mark.parametrize("accuracy", [-0.01, 1.01, float("nan"), "0.5", None])
-def test_an_accuracy_is_a_number_within_0_and_1(accuracy):
-    with pytest.raises(BadUpdate, match=r"^its accuracy is .*, not within 0 and 1$"):
-        check_evaluate(EvaluateRes(OK, 1.0, 1, {"accuracy": accuracy}), declared=1)
+def test_metrics_of_a_training_are_named_as_such():
+    update = validate_fit(fit_res(WEIGHTS, train_loss=0.5, f1=0.25), 1, WEIGHTS, declared=10)
+    assert update.metrics == {"train_loss": 0.5, "train_f1": 0.25}
+
+
+@pytest.mark.parametrize("accuracy", [float("nan"), float("-inf"), "0.5", None])
+def test_the_main_metric_is_a_finite_number_of_any_range(accuracy):
+    with pytest.raises(BadUpdate, match=r"^its accuracy is "):
+        validate_evaluate(EvaluateRes(OK, 1.0, 1, {"accuracy": accuracy}), 0, declared=1)
+    for any_range in (-3.0, 72):
+        score = validate_evaluate(EvaluateRes(OK, 1.0, 1, {"accuracy": any_range}), 0, declared=1)
+        assert score.metrics["accuracy"] == any_range
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_an_evaluation_loss_is_finite(loss):
     with pytest.raises(BadUpdate, match=r"^its loss is (nan|inf)$"):
-        check_evaluate(EvaluateRes(OK, loss, 1, {"accuracy": 0.5}), declared=1)
+        validate_evaluate(EvaluateRes(OK, loss, 1, {"accuracy": 0.5}), 0, declared=1)
+
+
+def test_a_buffer_may_hold_infinities_that_all_clients_have_and_no_others():
+    mask = np.array([0, -np.inf], np.float32)
+    (_, read) = read_weights(fit_res([KERNEL, mask]).parameters, buffer_positions=[1])
+    assert np.array_equal(read, mask)
+    validate_fit(fit_res([KERNEL, mask]), 0, [KERNEL, mask], declared=10)
+    for other in (np.array([-np.inf, 0], np.float32), np.array([0, np.nan], np.float32)):
+        with pytest.raises(BadUpdate, match="array 1 holds NaN or infinite values"):
+            validate_fit(fit_res([KERNEL, other]), 0, [KERNEL, mask], declared=10)
+
+
+def test_a_value_is_too_large_by_the_models_own_type_and_not_by_the_one_it_travelled_in():
+    update = [np.full((2, 3), 671, np.float16), np.array(5)]  # a BatchNorm's variance, above the root of 65504
+    assert validate_fit(fit_res(update), 0, WEIGHTS, declared=10, compress="fp16").weights[0].max() == 671
 
 
 def test_untrained_weights_are_read_by_position_and_none_are_too_few():

@@ -2,18 +2,21 @@
 
 from types import SimpleNamespace
 
-from federation.checks import BadUpdate, check_fit
-from federation.fedbuff import FedBuff, Training, replay
-from federation.member import Member, Seat
-from federation.recipe import Recipe, Terms
-from federation.strategy import CheckedStrategy, clip
-from federation.wire import TooLarge, as_sent, num_bytes, pack, unpack
+from federation.aggregation.fedbuff import FedBuff, TrainingJob, replay
+from federation.aggregation.strategy import clip
+from federation.aggregation.validation import BadUpdate, Update, validate_fit
+from federation.client.session import Session
+from federation.compression import TooLarge, as_sent, num_bytes, pack, unpack
+from federation.config import Recipe
+from federation.protocol import Assignment
+from federation.server.settings import ServerSettings
 
 import numpy as np
 import pytest
-from test_checks import fit_res
+from helpers.tiny_client import WEIGHTS, TinyClient
+from helpers.updates import strategy, update
 from test_strategy import START, rounds, same_bits
-from tiny_client import WEIGHTS, TinyClient
+from test_validation import fit_res
 
 KERNEL = np.array([[0.1, -2.0], [1 / 3, 1e-9]], np.float32)
 ARRAYS = [KERNEL, np.array(70000), np.array(0.1, np.float64), np.array([True])]
@@ -72,51 +75,52 @@ def test_nan_and_infinity_stay_for_the_server_to_see():
     (packed,) = pack([np.array([np.nan, np.inf, -np.inf, 1], np.float32)], "fp16")
     assert np.array_equal(packed, np.array([np.nan, np.inf, -np.inf, 1], np.float16), equal_nan=True)
     with pytest.raises(BadUpdate, match=r"^array 0 holds NaN or infinite values$"):
-        check_fit(fit_res([packed]), [np.zeros(4, np.float32)], declared=10, compress="fp16")
+        validate_fit(fit_res([packed]), 0, [np.zeros(4, np.float32)], declared=10, compress="fp16")
 
 
 # The server
 
 
 def test_a_compressed_update_counts_in_the_models_own_dtypes():
-    update = [KERNEL * 2, np.array(70001), np.array(0.5), np.array([False])]
-    got, examples = check_fit(fit_res(pack(update, "fp16")), ARRAYS, declared=10, compress="fp16")
-    assert examples == 10
-    assert same_bits(got, as_sent(update, "fp16"))
+    new = [KERNEL * 2, np.array(70001), np.array(0.5), np.array([False])]
+    got = validate_fit(fit_res(pack(new, "fp16")), 0, ARRAYS, declared=10, compress="fp16")
+    assert got.examples == 10
+    assert same_bits(got.weights, as_sent(new, "fp16"))
 
 
 @pytest.mark.parametrize(("compress", "sent"), [("none", np.float16), ("fp16", np.float32)])
 def test_an_update_that_is_not_packed_as_agreed_is_left_out(compress, sent):
     agreed = {"none": "float32", "fp16": "float16"}[compress]
     with pytest.raises(BadUpdate, match=rf"^array 0 has dtype {np.dtype(sent)} instead of {agreed}$"):
-        check_fit(fit_res([KERNEL.astype(sent)]), [KERNEL], declared=10, compress=compress)
+        validate_fit(fit_res([KERNEL.astype(sent)]), 0, [KERNEL], declared=10, compress=compress)
 
 
 def test_the_next_model_is_the_one_that_the_clients_will_get():
-    rule = CheckedStrategy("fedavg", [np.zeros(1, np.float32)], [], compress="fp16")
-    (new,) = rule.aggregate([np.zeros(1, np.float32)], [([np.array([w], np.float32)], 1) for w in (0, 0, 1)])
+    rule = strategy("fedavg", [np.zeros(1, np.float32)], [], compress="fp16")
+    (new,) = rule.aggregate([np.zeros(1, np.float32)], [update([np.array([w], np.float32)]) for w in (0, 0, 1)])
     assert new.tolist() == [1365 / 2**12]  # one third in 11 bits
     assert new.dtype == np.float32
 
 
 def test_a_model_that_cant_be_sent_is_an_error():
     weights = [np.zeros(1, np.float32)]
-    rule = CheckedStrategy("fedavgm", weights, [], compress="fp16")
-    weights = rule.aggregate(weights, [([np.array([60000], np.float32)], 1)])
+    rule = strategy("fedavgm", weights, [], compress="fp16")
+    weights = rule.aggregate(weights, [update([np.array([60000], np.float32)])])
     with pytest.raises(TooLarge, match=r"^array 0 holds 90016, "):  # 60000 is 60000, and half the last step is 30000
-        rule.aggregate(weights, [([np.array([60016], np.float32)], 1)])
-    run = FedBuff([np.zeros(1, np.float32)], [], Terms(buffer_size=1, server_learning_rate=2.0), 1, "fp16")
-    run.receive(Training(0, 1, 0, 0, 1), run.weights, ([np.array([40000], np.float32)], 1), train_loss=1.0)
+        rule.aggregate(weights, [update([np.array([60016], np.float32)])])
+    settings = ServerSettings(mode="async", buffer_size=1, server_learning_rate=2.0)
+    run = FedBuff([np.zeros(1, np.float32)], [], settings, 1, "fp16")
+    run.receive(TrainingJob(0, 1, 0, 0, 1), run.weights, update([np.array([40000], np.float32)]))
     with pytest.raises(TooLarge, match=r"^array 0 holds 80000, "):
         run.apply()
 
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam"])
 def test_a_restored_optimiser_goes_on_with_the_same_bits_when_weights_are_rounded(name):
-    whole = rounds(CheckedStrategy(name, START, [1], compress="fp16"), START, range(4))
-    first = CheckedStrategy(name, START, [1], compress="fp16")
+    whole = rounds(strategy(name, START, [1], compress="fp16"), START, range(4))
+    first = strategy(name, START, [1], compress="fp16")
     weights = rounds(first, START, range(2))
-    second = CheckedStrategy(name, weights, [1], compress="fp16")
+    second = strategy(name, weights, [1], compress="fp16")
     second.restore(first.state(), weights)
     assert same_bits(rounds(second, weights, range(2, 4)), whole)
 
@@ -144,34 +148,37 @@ class Learner(SimpleNamespace):
         return 1.0, 7, {"accuracy": 0.5}
 
 
-def member(compress: str, **client: object) -> Member:
-    made = Member(lambda seat: made.client, ["cat", "dog"])
-    made.seat, made.client = Seat(0, 3, Recipe(compress=compress)), Learner(**client)
+CONFIG = {"server_round": 1, "clients_on_host": 1}
+
+
+def session(compress: str, **client: object) -> Session:
+    made = Session(lambda assignment: made.client, ["cat", "dog"])
+    made.assignment, made.client = Assignment(0, 3, Recipe(compress=compress)), Learner(**client)
     return made
 
 
 def test_a_client_is_given_its_own_dtypes_and_what_it_returns_is_packed():
     new = [array + 1 for array in ARRAYS[:3]] + [~ARRAYS[3]]
-    made, packed = member("fp16", new=new), pack(ARRAYS, "fp16")
-    sent, *rest = made.fit(packed, {})
+    made, packed = session("fp16", new=new), pack(ARRAYS, "fp16")
+    sent, *rest = made.fit(packed, CONFIG)
     assert same_bits(made.client.given, as_sent(ARRAYS, "fp16"))
     assert same_bits(sent, pack(new, "fp16"))
     assert rest == [7, {"train_loss": 1.0}]
     made.client.given = None
-    assert made.evaluate(packed, {}) == (1.0, 7, {"accuracy": 0.5})
+    assert made.evaluate(packed, CONFIG) == (1.0, 7, {"accuracy": 0.5})
     assert same_bits(made.client.given, as_sent(ARRAYS, "fp16"))
 
 
 def test_uncompressed_a_client_is_passed_the_arrays_themselves():
-    made = member("none", new=ARRAYS)
-    assert made.fit(ARRAYS, {})[0] is ARRAYS
+    made = session("none", new=ARRAYS)
+    assert made.fit(ARRAYS, CONFIG)[0] is ARRAYS
     assert made.client.given is ARRAYS
 
 
 def test_a_client_whose_weights_grow_beyond_float16_says_so_in_one_line():
-    made = member("fp16", new=[KERNEL * 1e6])
+    made = session("fp16", new=[KERNEL * 1e6])
     words = "array 0 holds 2e+06, beyond the 65504 that --compress fp16 can carry"
-    assert made.fit(pack(ARRAYS, "fp16"), {}) == ([], 0, {"error": words})
+    assert made.fit(pack(ARRAYS, "fp16"), CONFIG) == ([], 0, {"error": words})
 
 
 # Whole runs
@@ -183,11 +190,11 @@ def test_a_run_of_half_the_bytes_ends_with_the_bits_that_travelled(federation):
     for process in processes:
         process.ends(0)
     assert [row["bytes_received"] for row in federation.history()["rounds"]] == [0, *2 * [3 * (6 * 2 + 8)]]
-    clients = [TinyClient(Seat(i, 3, Recipe()), behave="", in_round=0, seconds=0.0) for i in range(3)]
-    rule, weights = CheckedStrategy("fedavg", WEIGHTS, TinyClient.statistics, compress="fp16"), WEIGHTS
+    clients = [TinyClient(Assignment(i, 3, Recipe())) for i in range(3)]
+    rule, weights = strategy("fedavg", WEIGHTS, TinyClient.buffer_positions, compress="fp16"), WEIGHTS
     for server_round in (1, 2):
-        updates = [client.fit(weights, {"server_round": server_round})[:2] for client in clients]
-        weights = rule.aggregate(weights, [(as_sent(update, "fp16"), n) for update, n in updates])
+        answers = [client.fit(weights, {"server_round": server_round})[:2] for client in clients]
+        weights = rule.aggregate(weights, [update(as_sent(new, "fp16"), n) for new, n in answers])
     assert same_bits(federation.weights(), weights)
     assert same_bits(as_sent(weights, "fp16"), weights)
 
@@ -198,14 +205,15 @@ def test_an_asynchronous_run_is_replayed_from_the_bits_that_travelled(federation
     for process in processes:
         process.ends(0)
     history = federation.history()
-    clients = [TinyClient(Seat(i, 3, Recipe()), behave="", in_round=0, seconds=0.0) for i in range(3)]
+    clients = [TinyClient(Assignment(i, 3, Recipe())) for i in range(3)]
 
-    def train(training: Training, base: list) -> tuple:
-        update, examples, _ = clients[training.partition].fit(base, {"server_round": training.number})
-        return as_sent(update, "fp16"), examples
+    def train(job: TrainingJob, base: list) -> Update:
+        new, examples, _ = clients[job.partition].fit(base, {"server_round": job.number})
+        return update(as_sent(new, "fp16"), examples, job.partition)
 
-    terms = Terms(mode="async", buffer_size=history["config"]["buffer_size"])
-    again = replay(history["rounds"], WEIGHTS, TinyClient.statistics, terms, 3, train, "fp16")
+    settings = ServerSettings(mode="async", buffer_size=history["config"]["buffer_size"])
+    versions = [row["updates"] for row in history["rounds"][1:]]
+    again = replay(versions, WEIGHTS, TinyClient.buffer_positions, settings, 3, train, "fp16")
     assert same_bits(federation.weights(), again)
 
 
