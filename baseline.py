@@ -81,7 +81,7 @@ def clients_images(dataset, recipe: Recipe, history: History) -> list[np.ndarray
 
 def compare(args: argparse.Namespace, device: str) -> None:
     folder, history, recipe, dataset = evaluate.open_run(args)
-    rounds = history.by_round()[-1]["round"]
+    rounds = history.by_round()[-1].round
     if rounds < 1:
         fail(f"--run {args.run} has not finished its first round; there is nothing to compare with", 2)
     trainer = Trainer(recipe, rounds, len(dataset.classes), device)

@@ -31,6 +31,8 @@ class CifarClient(NumPyClient):
 
     def __init__(self, dataset, assignment: Assignment, device: str = "cpu") -> None:
         recipe, own, self.dataset = assignment.recipe, assignment.partition, dataset
+        if assignment.classes:
+            dataset.adopt(list(assignment.classes))
         labels, test_labels = (dataset.labels(split, recipe.seed) for split in ("train", "test"))
         how = recipe.partitioner, recipe.alpha, recipe.seed
         train, test = shares(labels, test_labels, assignment.num_partitions, *how)
@@ -82,7 +84,7 @@ def main(args) -> None:
     secret = load_secret(args.secret_file)  # before the data, which may take a while to come
     certificates = read_authority(args.ca_certificate)
     device = find_device(args.device)
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.skip_damaged)
 
     def open_client(assignment: Assignment) -> CifarClient:
         client = CifarClient(dataset, assignment, device)

@@ -4,27 +4,23 @@ A data set has class names, labels(split, seed) for all its examples, and images
 that reads only those. Splits are "train" and "test"; images are (n, 3, 32, 32) uint8, labels (n,) int64.
 """
 
-import io
-import os
 import socket
 import sys
 from pathlib import Path
 
+from federation.client import image_files
+from federation.client.image_files import DataError
+from federation.console import say
+
 import numpy as np
-from tqdm import tqdm
 
 SIDE = 32  # pixels
-IMAGE_FILES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
-
-class DataError(Exception):
-    """The data can't be had; the text is one line with the path or the reason, and the way out."""
 
 
 class Folder:
     """train/<class>/* and test/<class>/*, image files of any size (torchvision's ImageFolder layout)."""
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, skip_damaged: bool = False):
         self.root = Path(root)
         self._files = {split: self._list(split) for split in ("train", "test")}
         self.classes = list(self._files["train"])
@@ -32,34 +28,45 @@ class Folder:
             odd = sorted(set(self.classes) ^ set(self._files["test"]))
             raise DataError(
                 f"{self.root}: train and test have different classes ({', '.join(odd)} in one only); "
-                "give both the same subfolders"
+                "give both the same subfolders, an empty one where there is no image"
             )
+        if skip_damaged:
+            self._skip_damaged()
 
     def _list(self, split: str) -> dict[str, list[str]]:
-        """Paths by class, both sorted, so that the order is the same on every machine."""
         folder = self.root / split
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder; --dataset FOLDER must hold train/<class>/* and test/<class>/*")
-        files = {}
-        for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
-            names = sorted(entry.name for entry in os.scandir(folder / name))
-            names = [file for file in names if os.path.splitext(file)[1].lower() in IMAGE_FILES]
-            files[name] = [f"{folder}/{name}/{file}" for file in names]
-            if not files[name]:
-                raise DataError(f"{folder / name} holds no image files; put some there, or remove the folder")
-        if len(files) < 2:
-            raise DataError(f"{folder} holds {len(files)} class folders; a classifier needs two at least")
+        files, left_out = image_files.list_images(folder)
+        if left_out:
+            commonest = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+            kinds = ", ".join(f"{number} {ending}" for ending, number in commonest)
+            say(f"{folder}: left out what is no image file: {kinds}")
+        if not any(files.values()):
+            raise DataError(f"{folder} holds no image files in class folders; put some there")
         return files
+
+    def adopt(self, classes: list[str]) -> None:
+        """Take these for the classes, as other clients of the federation have some that are not here."""
+        self._files = {split: {name: files.get(name, []) for name in classes} for split, files in self._files.items()}
+        self.classes = classes
+
+    def _skip_damaged(self) -> None:
+        for split, files in self._files.items():
+            for name, paths in files.items():
+                _, errors = image_files.read_images(paths, SIDE, f"checking {split} images")
+                files[name] = [path for i, path in enumerate(paths) if i not in errors]
+                for error in errors.values():
+                    say(f"left out: {error}")
 
     def labels(self, split: str, seed: int) -> np.ndarray:
         return np.repeat(np.arange(len(self.classes)), [len(files) for files in self._files[split].values()])
 
     def images(self, split: str, indices: np.ndarray, seed: int) -> np.ndarray:
         paths = [path for files in self._files[split].values() for path in files]
-        images = np.empty((len(indices), 3, SIDE, SIDE), np.uint8)
-        # One thread: for small files four are slower, as opening one is mostly Python.
-        for row, i in enumerate(tqdm(indices, f"reading {split} images", delay=2, leave=False, disable=None)):
-            images[row] = read_image(paths[i])
+        images, errors = image_files.read_images([paths[i] for i in indices], SIDE, f"reading {split} images")
+        if errors:
+            raise image_files.damaged(list(errors.values()), len(indices))
         return images
 
 
@@ -77,6 +84,10 @@ class Cifar10:
         from torchvision.datasets import CIFAR10
 
         try:
+            return CIFAR10(self.root, train=split == "train")  # complete, even where it may only be read
+        except RuntimeError:
+            pass
+        try:
             Path(self.root).mkdir(parents=True, exist_ok=True)
             with FileLock(Path(self.root) / ".download.lock"):  # of several clients, one downloads
                 socket.setdefaulttimeout(30)  # a firewall that swallows packets must not hang us
@@ -85,12 +96,22 @@ class Cifar10:
                 return CIFAR10(self.root, train=split == "train", download=download)
         except Exception as error:  # urllib, tarfile and torchvision raise a dozen kinds between them
             reason = getattr(error, "reason", None) or error
+            odd = self._incomplete(CIFAR10)
             raise DataError(
-                f"CIFAR-10 can't be had in {self.root} ({type(error).__name__}: {reason}); "
+                f"CIFAR-10 can't be had in {self.root} ({odd}{type(error).__name__}: {reason}); "
                 "use --dataset synthetic, or --dataset FOLDER with images of your own"
             ) from None
         finally:
             socket.setdefaulttimeout(None)
+
+    def _incomplete(self, kind) -> str:
+        """Which file of a CIFAR-10 that is there is damaged or missing."""
+        from torchvision.datasets.utils import check_integrity
+
+        folder = Path(self.root) / kind.base_folder
+        files = [(folder / name, md5) for name, md5 in kind.train_list + kind.test_list] if folder.exists() else []
+        odd = [path for path, md5 in files if not check_integrity(path, md5)]
+        return f"{odd[0]} is {'damaged' if odd[0].exists() else 'missing'}; " if odd else ""
 
     def labels(self, split: str, seed: int) -> np.ndarray:
         if split not in self._labels:  # kept, as every load takes a second for its checksums
@@ -147,28 +168,8 @@ def _shapes(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
 
 
 def read_image(path: str) -> np.ndarray:
-    """Any image file as (3, 32, 32) uint8: greyscale becomes RGB, transparency white, oblongs are cropped to squares.
-
-    Raises DataError with the path where the file is no readable image.
-    """
-    from PIL import Image, ImageOps  # only here: generated images do without
-
-    try:
-        # In one piece: Pillow's many small reads take longer from a file.
-        with open(path, "rb") as file, Image.open(io.BytesIO(file.read())) as opened:
-            image: Image.Image = opened
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode not in ("RGB", "L") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            if image.mode != "RGB":
-                image = image.convert("RGB")
-            if image.size != (SIDE, SIDE):
-                image = ImageOps.fit(image, (SIDE, SIDE))
-            return np.asarray(image).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not a readable image ({type(error).__name__}); mend or remove it") from None
+    """Any image file as (3, 32, 32) uint8. Raises DataError with the path where it is none."""
+    return image_files.read_image(path, SIDE)
 
 
 def load(dataset, split: str, indices: np.ndarray, seed: int):  # -> tuple[torch.Tensor, torch.Tensor]
@@ -179,7 +180,7 @@ def load(dataset, split: str, indices: np.ndarray, seed: int):  # -> tuple[torch
     return torch.from_numpy(dataset.images(split, indices, seed)), torch.from_numpy(labels)
 
 
-def open_dataset(name: str, data_dir: str) -> "Folder | Cifar10 | Synthetic":
+def open_dataset(name: str, data_dir: str, skip_damaged: bool = False) -> "Folder | Cifar10 | Synthetic":
     """The data set of --dataset: cifar10, synthetic, or a folder's path. Raises DataError where it can't be had."""
     if name == "synthetic":
         return Synthetic()
@@ -188,6 +189,6 @@ def open_dataset(name: str, data_dir: str) -> "Folder | Cifar10 | Synthetic":
     if not Path(name).exists():
         raise DataError(f"--dataset {name!r} is neither cifar10, nor synthetic, nor a folder that exists")
     try:
-        return Folder(name)
+        return Folder(name, skip_damaged)
     except OSError as error:
         raise DataError(f"{error.filename} can't be read ({error.strerror}); give this user the right to") from None

@@ -154,7 +154,7 @@ def main() -> int:
         dataset = str(Path(dataset).resolve())  # the processes run in the project's folder
     address = f"127.0.0.1:{free_port()}"
     run_dir = (Path(args.run_dir) if args.run_dir else new_run_dir()).resolve()
-    data_dir = ["--data-dir", str(Path(args.data_dir).resolve())]
+    data_dir = ["--data-dir", str(Path(args.data_dir).resolve()), *(["--skip-damaged"] if args.skip_damaged else [])]
     processes = Processes()
     for each in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(each) is not signal.SIG_IGN:

@@ -1,14 +1,16 @@
 """The final model of a run on the whole test set: accuracy by class, and the pictures of its predictions."""
 
 import argparse
+from typing import Any
 
 from federation.client import model_file
 from federation.client.options import add_data_flags
 from federation.config import Recipe
-from federation.console import Parser, clean, fail, say
+from federation.console import Parser, fail, say
 from federation.process import num_cores, write_whole
-from federation.protocol import LONGEST_NAME
+from federation.protocol import class_name
 from federation.results import report
+from federation.results.history import History
 from federation.results.run_folder import RunFolder
 from federation.results.tables import in_columns
 
@@ -55,15 +57,15 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add_data_flags(parser)
 
 
-def open_run(args: argparse.Namespace):  # -> tuple[RunFolder, History, Recipe, the data set]
-    """The run and the data set it was about. Exits with one line where they can't be had, or don't fit."""
+def open_run(args: argparse.Namespace) -> tuple[RunFolder, History, Recipe, Any]:
+    """The run, its recipe, and the data set it was about. Exits with one line where they can't be had, or don't fit."""
     folder, history = report.open_finished(args.run)
     try:
         recipe = Recipe.from_stored(history.config)
-        dataset = open_dataset(args.dataset, args.data_dir)
+        dataset = open_dataset(args.dataset, args.data_dir, args.skip_damaged)
     except (DataError, ValueError) as error:
         fail(str(error))
-    if [clean(name, LONGEST_NAME) for name in dataset.classes] != history.config.get("classes"):
+    if [class_name(name) for name in dataset.classes] != history.config.get("classes"):
         theirs = ", ".join(history.config.get("classes", []))
         fail(f"--dataset {args.dataset} has other classes than the run [{theirs}]; give the data set of its clients", 2)
     return folder, history, recipe, dataset

@@ -38,6 +38,7 @@ def main() -> None:
         secret=secret,
         waiting_list=not args.no_waiting_list,
         load_timeout=settings.round_timeout,
+        classes=args.classes,
     )
     strategy = STRATEGIES[settings.strategy]  # Flower's FedAvg unless --strategy names another
     server = SERVERS[settings.mode](clients, strategy, settings, run, observers)

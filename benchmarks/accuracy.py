@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from federation.member import Seat
+from federation.client.session import Assignment
 
 import torch
 from common import InMemory, add_images, default_recipe, federate, machine, save
@@ -54,7 +54,7 @@ def training_times(dataset: InMemory, repeat: int) -> dict[str, list[float]]:
     """
     runs = {"cnn": [], "lenet": []}
     for _ in range(repeat):
-        clients = {name: CifarClient(dataset, Seat(0, 3, default_recipe(name, rounds=ROUNDS))) for name in runs}
+        clients = {name: CifarClient(dataset, Assignment(0, 3, default_recipe(name, rounds=ROUNDS))) for name in runs}
         torch.set_num_threads(1)
         times = {name: [] for name in runs}
         for server_round in range(1, ROUNDS + 1):

@@ -17,7 +17,7 @@ from common import RESULTS, ROOT, add_images, machine, plot, save
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from processes import Federation
+from helpers.processes import Federation
 
 from data import open_dataset
 
@@ -44,7 +44,7 @@ def run(images: str, mode: str, slowdowns: tuple, flags: list, seed: int) -> lis
         server.says("waiting for")
         for partition, slowdown in enumerate(slowdowns):
             which = ("--partition-id", partition, "--slowdown", slowdown)
-            where = ("--server", federation.address, "--dataset", images)
+            where = ("--server", federation.net, "--dataset", images)
             federation.start(f"client {partition}", ROOT / "client.py", *where, *which)
         server.ends(0, seconds=3600)
         history = federation.history()

@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from federation import pictures
-from federation.member import Seat
-from federation.recipe import MODELS, Recipe
-from federation.strategy import CheckedStrategy, weighted_mean
-from federation.words import fail
+from federation.aggregation.strategy import CheckedStrategy, weighted_mean
+from federation.client.session import Assignment
+from federation.config import MODELS, Recipe
+from federation.console import fail
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Round:
 
 def federate(dataset: InMemory, recipe: Recipe, num_clients: int = 3) -> Iterator[Round]:
     """Rounds 0 (untrained) to recipe.rounds, one client after the other, each on all cores."""
-    clients = [CifarClient(dataset, Seat(number, num_clients, recipe)) for number in range(num_clients)]
+    clients = [CifarClient(dataset, Assignment(number, num_clients, recipe)) for number in range(num_clients)]
     weights = clients[0].get_parameters({})
     rule = CheckedStrategy("fedavg", weights, clients[0].statistics)
     for server_round in range(recipe.rounds + 1):

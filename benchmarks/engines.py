@@ -11,8 +11,8 @@ from common import ROOT, add_images, machine, plot, save
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from engines import Engine
-from processes import Federation
+from helpers.engines import Engine
+from helpers.processes import Federation
 
 GOALS = {"simulation": 2.5, "deployment": 4.5}  # times as fast as these the scripts shall be
 CONFIG = "model='lenet' dataset='{images}' run-dir='run'"

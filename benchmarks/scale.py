@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from federation import keepalive
-from federation.connection import stay_connected
-from federation.member import Member
-from federation.memory import keep_memory
+from federation.client.connection import take_part
+from federation.client.session import Session
+from federation.process import keep_memory
 
 import numpy as np
 from common import machine, plot, save
-from processes import Federation
+from helpers.processes import Federation
 
 from client import CifarClient, num_cores
 from data import Synthetic
@@ -52,7 +52,7 @@ class Few(Synthetic):
         return self._drawn[split][indices]
 
 
-class OneAtATime(Member):
+class OneAtATime(Session):
     """A client that shares its process, and PyTorch's global random numbers, with others."""
 
     at_work = threading.Lock()
@@ -73,7 +73,7 @@ def play(address: str, here: int, clients: int) -> None:
     keep_memory()  # as client.py does
     dataset = Few(clients)
     members = [OneAtATime(lambda seat: CifarClient(dataset, seat), dataset.classes) for _ in range(here)]
-    threads = [threading.Thread(target=stay_connected, args=(each, address), kwargs={"wait": 60}) for each in members]
+    threads = [threading.Thread(target=take_part, args=(each, address), kwargs={"wait": 60}) for each in members]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         for thread in threads:
             thread.start()
@@ -89,7 +89,7 @@ def measure(clients: int, flags: list[str]) -> dict:
         server.says("waiting for")
         for player in range(PLAYERS):
             here = len(range(player, clients, PLAYERS))
-            federation.start(f"player {player}", __file__, "--play", federation.address, here, clients)
+            federation.start(f"player {player}", __file__, "--play", federation.net, here, clients)
         began, peak_kb = time.monotonic(), 0
         joined = None
         while server.popen.poll() is None:

@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from federation.wire import COMPRESS, num_bytes
+from federation.compression import COMPRESS, num_bytes
 
 from common import ROOT, add_images, machine, plot, save
-from processes import Cable, Federation
+from helpers.processes import Cable, Federation
 
 GOALS = {"overhead": 0.01, "ratio": 0.51, "accuracy_lost": 0.005}  # at most; half, and 1 % for what is not weights
 QUIET = 1.0  # seconds without a byte: all clients train
@@ -30,7 +30,7 @@ TRIPS = 3  # of the weights to or from each client in a round
 def run(images: str, compress: str, seed: int) -> dict:
     """A whole run of the default recipe with its clients behind a line that counts."""
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
-        cable = Cable(federation.address)
+        cable = Cable(federation.net)
         server = federation.server("--compress", compress, "--seed", seed)
         server.says("waiting for")
         for partition in range(CLIENTS):

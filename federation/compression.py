@@ -1,12 +1,14 @@
 """How weights travel: as they are, or their floating-point arrays as float16, in half the bytes."""
 
+from federation.console import PublicError
+
 import numpy as np
 
 COMPRESS = ("none", "fp16")
 HALF = np.dtype(np.float16)  # 11 bits of precision; from 6e-8, below which a value becomes 0, to 65,504
 
 
-class TooLarge(ValueError):
+class TooLarge(PublicError):
     """A value beyond float16, which would arrive as infinite; the text says which array holds it."""
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from federation.compression import COMPRESS
+from federation.console import PublicError
 from federation.partition import OLD_NAMES, PARTITIONERS
 
 import numpy as np
@@ -139,7 +140,7 @@ class Recipe(Settings):
         try:
             return cls(**json.loads(text))
         except TypeError as error:
-            raise ValueError(f"the server's recipe is of another version: {error}") from None
+            raise PublicError(f"the server's recipe is of another version: {error}") from None
 
 
 def add_flags(parser: argparse.ArgumentParser, kinds: Iterable[type[Settings]]) -> None:
@@ -170,15 +171,15 @@ def _checked(each: dataclasses.Field, value: Any) -> Any:
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         word = {int: "a whole number", float: "a number", str: "a word"}[kind]
-        raise ValueError(f"{name} must be {word}, got {value!r}")
+        raise PublicError(f"{name} must be {word}, got {value!r}")
     if options["choices"]:
         value = (options["old_names"] or {}).get(value, value)
         if value not in options["choices"]:
-            raise ValueError(f"{name} must be one of {', '.join(options['choices'])}, got {value!r}")
+            raise PublicError(f"{name} must be one of {', '.join(options['choices'])}, got {value!r}")
         return value
     bounds = {name: options[name] for name in ("least", "most", "above", "below")}
     if kind is not str and not _within(value, **bounds):
-        raise ValueError(f"{name} must be {_range(**bounds)}, got {value}")
+        raise PublicError(f"{name} must be {_range(**bounds)}, got {value}")
     return value
 
 

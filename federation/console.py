@@ -5,6 +5,7 @@ Output is no lifeline: where it goes away, is full, or can't show a character, t
 
 import argparse
 import atexit
+import codecs
 import contextlib
 import os
 import shlex
@@ -13,6 +14,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
+
+
+class PublicError(ValueError):
+    """A mistake in words of ours alone, which may be told to the other side: no path, name, or text from elsewhere."""
+
+    @property
+    def public(self) -> str:
+        return str(self)
 
 
 def say(text: str) -> None:
@@ -30,6 +39,12 @@ def clean(text: object, limit: int = 300) -> str:
     line = " ".join(str(text)[: 10 * limit].split())
     line = "".join(character for character in line if character.isprintable())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def read_text(content: bytes) -> str:
+    """Text with or without a byte-order mark, as the editors of all systems write it. Raises UnicodeDecodeError."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig")
 
 
 def command_line(*words: object) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from federation.console import PublicError
+
 import numpy as np
 
 
@@ -36,7 +38,7 @@ def dirichlet_partition(labels: np.ndarray, num_partitions: int, seed: int, alph
         partitions = [np.sort(np.concatenate(part)) for part in parts]
         if min(map(len, partitions)) >= least:
             return partitions
-    raise ValueError(
+    raise PublicError(
         f"--alpha {alpha} leaves one of {num_partitions} clients without examples; raise it, or lower --clients"
     )
 
@@ -94,7 +96,7 @@ def partition(partitioner: str, labels: np.ndarray, num_partitions: int, seed: i
     Raises ValueError where a partition would be empty.
     """
     if len(labels) < 2 * num_partitions and partitioner != "local":
-        raise ValueError(
+        raise PublicError(
             f"{len(labels)} images are too few for {num_partitions} clients; give more images, or lower --clients"
         )
     options = {"alpha": alpha} if partitioner == "dirichlet" else {}

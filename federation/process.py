@@ -1,10 +1,12 @@
 """What the operating system is asked for: memory, open files, processor cores, files written whole."""
 
+import contextlib
 import ctypes
 import os
 import platform
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -59,6 +61,17 @@ def exit_now(code: int) -> NoReturn:
 def num_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_id() -> bytes:
+    """Random bytes that all processes on this machine share, and that nobody elsewhere can guess."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes()  # Linux: drawn at each start of the machine
+    except OSError:
+        path = Path(tempfile.gettempdir()) / "federation-machine-id"
+        with contextlib.suppress(FileExistsError), open(path, "xb") as file:
+            file.write(os.urandom(32))
+        return path.read_bytes()
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -1,7 +1,8 @@
 """What server and client say to each other inside Flower's get_properties messages, read with care.
 
 hello   server: protocol, nonce        client: who it is, its class names, proof of the secret
-place   server: partition, recipe      client: how many examples it has, and of which class (or why it can't)
+place   server: partition, recipe,     client: how many examples it has, and of which class (or why it can't)
+        classes, if not its own
 told    server: why the stream ends    client: nothing
 
 Anyone can connect and say anything: the readers raise ValueError, TypeError or KeyError on senseless answers.
@@ -11,11 +12,12 @@ import hashlib
 import hmac
 import json
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from federation.config import Recipe
-from federation.console import clean, fail
+from federation.console import clean, command_line, fail, read_text, say
 
 PROTOCOL = 1
 RETRY_SECONDS = 3  # how soon a client on the waiting list asks again
@@ -40,6 +42,7 @@ class Assignment:
     partition: int
     num_partitions: int
     recipe: Recipe
+    classes: tuple[str, ...] = ()  # of the federation, where they are others than the client's own
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,18 @@ class CloseReason:
     code: int  # the client's exit code
 
 
+def class_name(name: str) -> str:
+    """As it is compared and shown: on one line, in Unicode's composed form."""
+    return clean(unicodedata.normalize("NFC", name), LONGEST_NAME)
+
+
 def presence(there: int, wanted: int) -> str:
     """How the server says who is there; demo.py reads it."""
     return f"({there} of {wanted} there)"
 
 
 def read_hello(answer: dict) -> Hello:
-    classes = [clean(_text(name, 1, 10 * LONGEST_NAME), LONGEST_NAME) for name in _list(answer["classes"])]
+    classes = [class_name(_text(name, 1, 10 * LONGEST_NAME)) for name in _list(answer["classes"])]
     if not 1 <= len(classes) <= MOST_CLASSES:
         raise ValueError(f"{len(classes)} classes")
     instance, host = _text(answer["instance"], 16, 64), _text(answer["host"], 0, 64)
@@ -98,12 +106,14 @@ def load_secret(path: str | None) -> bytes | None:
     else:
         source = path
         try:
-            text = Path(path).read_text()
+            text = read_text(Path(path).read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             fail(f"--secret-file {path} can't be read ({getattr(error, 'strerror', None) or 'it is not text'})", 2)
+        if os.name == "posix" and Path(path).stat().st_mode & 0o077:
+            say(f"warning: others on this machine may read {path}; forbid it: {command_line('chmod', '600', path)}")
     if not text.strip():
         fail(f"the shared secret in {source} is empty; write one with `openssl rand -hex 32`", 2)
-    return text.strip().encode()
+    return unicodedata.normalize("NFC", text).strip().encode()
 
 
 def _text(value: object, least: int, most: int) -> str:

@@ -3,14 +3,17 @@
 import signal
 
 from federation.aggregation.fedbuff import TrainingJob, replay
-from federation.client.session import Assignment
-from federation.config import Recipe, ServerSettings
+from federation.aggregation.validation import Update
+from federation.config import Recipe
+from federation.protocol import Assignment
 from federation.server.options import parse_args
+from federation.server.settings import ServerSettings
 
 import numpy as np
 import pytest
 from helpers.processes import wait_for
-from tiny_client import WEIGHTS, TinyClient
+from helpers.tiny_client import WEIGHTS, TinyClient
+from helpers.updates import update
 
 
 def start_tiny(federation, *seconds) -> list:
@@ -26,22 +29,24 @@ def newest(federation) -> int:
     return max((int(path.stem[-6:]) for path in federation.run_dir.glob("checkpoint-*.npz")), default=-1)
 
 
-def replayed(federation, clients: list, untrained: list, statistics: list[int]) -> list[bytes]:
+def replayed(federation, clients: list, untrained: list, buffer_positions: list[int]) -> list[bytes]:
     """The final weights, trained again in this process from what history.json says."""
-    config, rows = federation.history()["config"], federation.history()["rounds"]
-    terms = ServerSettings(mode="async", buffer_size=config["buffer_size"])
+    config = federation.history()["config"]
+    versions = [row["updates"] for row in federation.history()["rounds"][1:]]
+    settings, rounds = ServerSettings(mode="async", buffer_size=config["buffer_size"]), config["rounds"]
 
-    def train(training: TrainingJob, base: list) -> tuple:
-        words = {"server_round": training.number, "version": training.version, "clients_on_host": 3}
-        span = {"start": training.begins / (3 * config["rounds"]), "end": training.ends / (3 * config["rounds"])}
-        return clients[training.partition].fit(base, {**words, **span})[:2]
+    def train(job: TrainingJob, base: list) -> Update:
+        part = {"start": job.begins / (3 * rounds), "end": job.ends / (3 * rounds)}
+        words = {"server_round": job.number, "version": job.version, "clients_on_host": 3, **part}
+        weights, examples, _ = clients[job.partition].fit(base, words)
+        return update(weights, examples, job.partition)
 
-    return [array.tobytes() for array in replay(rows, untrained, statistics, terms, config["rounds"], train)]
+    return [array.tobytes() for array in replay(versions, untrained, buffer_positions, settings, rounds, train)]
 
 
 def replayed_tiny(federation) -> list[bytes]:
-    clients = [TinyClient(Assignment(i, 3, Recipe()), behave="", in_round=0, seconds=0.0) for i in range(3)]
-    return replayed(federation, clients, WEIGHTS, TinyClient.statistics)
+    clients = [TinyClient(Assignment(i, 3, Recipe())) for i in range(3)]
+    return replayed(federation, clients, WEIGHTS, TinyClient.buffer_positions)
 
 
 def model_bytes(federation) -> list[bytes]:
@@ -104,9 +109,9 @@ def test_the_real_clients_replayed_in_another_process_give_the_same_bits_too(fed
     assert "training 1, from version 0: trained on" in slow.output
     recipe = Recipe(**{key: federation.history()["config"][key] for key in vars(Recipe())})
     dataset = open_dataset("synthetic", "")
-    clients = [client.CifarClient(dataset, Assignment(i, 3, recipe), threads=1) for i in range(3)]
+    clients = [client.CifarClient(dataset, Assignment(i, 3, recipe)) for i in range(3)]
     untrained = clients[0].get_parameters({})
-    assert replayed(federation, clients, untrained, clients[0].statistics) == model_bytes(federation)
+    assert replayed(federation, clients, untrained, clients[0].buffer_positions) == model_bytes(federation)
 
 
 def test_the_run_goes_on_at_once_without_a_killed_straggler(federation):

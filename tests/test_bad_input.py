@@ -7,24 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-from federation.config import Recipe, ServerSettings
-from federation.results.run_folder import History, RunFolder
+from federation.client import options as client_options
+from federation.client.compute import find_device
+from federation.config import Recipe
+from federation.results.history import History
+from federation.results.run_folder import RunFolder
 from federation.server.options import parse_args
+from federation.server.settings import ServerSettings
 
 import pytest
 from helpers.processes import CLEAN, ROOT, free_port
 
-import client
 import demo
 
 WRONG_USE, REFUSED = 2, 1
 
 
 def error_of(output: str) -> str:
-    """The one line of error, after argparse's one line of usage where there is one."""
+    """The one line of error."""
     lines = output.splitlines()
-    if lines[0].startswith("usage: "):
-        del lines[0]
     assert len(lines) == 1, output
     assert " error: " in lines[0]
     return lines[0]
@@ -54,7 +55,7 @@ SERVER = {
     "--seed -1": "--seed must be between 0 and 4294967295, got -1",
     "--model resnet": "--model must be one of cnn, lenet, got 'resnet'",
     "--compress fp8": "--compress must be one of none, fp16, got 'fp8'",
-    "--partitioner fair": "--partitioner must be one of iid, dirichlet, shards, sizes, whole, got 'fair'",
+    "--partitioner fair": "--partitioner must be one of iid, dirichlet, shards, quantity-skew, local, got 'fair'",
     "--strategy fedsgd": "--strategy must be one of fedavg, ",
     "--clients 0": "--clients must be at least 1, got 0",
     "--clients -1": "--clients must be at least 1, got -1",
@@ -64,6 +65,12 @@ SERVER = {
     "--fraction-fit 1.1": "--fraction-fit must be above 0 and at most 1, got 1.1",
     "--fraction-fit nan": "--fraction-fit must be above 0 and at most 1, got nan",
     "--target-accuracy 72": "--target-accuracy must be above 0 and at most 1, got 72.0",
+    "--outlier-factor -1": "--outlier-factor must be at least 0, got -1.0",
+    "--proximal-mu -1": "--proximal-mu must be at least 0, got -1.0",
+    "--malicious-clients 1": "--malicious-clients is for --strategy krum; give both or none",
+    "--trimmed-fraction 0.5 --strategy fedtrimmedavg": "--trimmed-fraction must be at least 0 and below 0.5, got 0.5",
+    "--server-momentum 0.5": "--server-momentum is for --strategy fedavgm; give both or none",
+    "--server-learning-rate 1": "--server-learning-rate is for --mode async or --strategy fedavgm or --strategy",
     "--max-update-norm -1": "--max-update-norm must be above 0, got -1.0",
     "--join-timeout 0": "--join-timeout must be above 0, got 0.0",
     "--rejoin-wait -1": "--rejoin-wait must be at least 0, got -1.0",
@@ -184,7 +191,7 @@ def nowhere(tmp_path: Path) -> Path:
 
 def test_wrong_use_ends_the_process_with_2(nowhere):
     code, error = command("server.py", "--rounds", 0, cwd=nowhere)
-    assert (code, error) == (WRONG_USE, "server.py: error: --rounds must be at least 1, got 0")
+    assert (code, error) == (WRONG_USE, "server: error: --rounds must be at least 1, got 0")
 
 
 def test_a_port_in_use_is_refused(nowhere):
@@ -263,7 +270,7 @@ CLIENT = {
 @pytest.mark.parametrize(("flags", "expected"), CLIENT.items(), ids=CLIENT)
 def test_wrong_use_of_the_client_is_one_line_with_the_value(flags, expected, capsys):
     with pytest.raises(SystemExit) as caught:
-        client.parse_args(flags.split())
+        client_options.parse_args("A client.", flags.split())
     assert caught.value.code == WRONG_USE
     assert f" error: {expected}" in error_of(capsys.readouterr().err)
 
@@ -273,7 +280,7 @@ def test_a_device_that_is_not_there_is_wrong_use(device, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(SystemExit) as caught:
-        client.parse_args(["--device", device])
+        find_device(device)
     assert caught.value.code == WRONG_USE
     words = f"--device {device} is not there on this machine; use --device auto"
     assert words in error_of(capsys.readouterr().err)

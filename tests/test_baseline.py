@@ -1,10 +1,11 @@
-"""TrainingJob without federation: on exactly the clients' images, with the run's recipe, and nothing else."""
+"""Training without federation: on exactly the clients' images, with the run's recipe, and nothing else."""
 
 import dataclasses
 import json
 
-from federation.client.session import Assignment
 from federation.config import Recipe
+from federation.partition import shares
+from federation.protocol import Assignment
 from federation.results.run_folder import RunFolder
 
 import numpy as np
@@ -16,8 +17,8 @@ from helpers.processes import Process
 import baseline
 import evaluate
 import model
-from client import CifarClient, load, share
-from data import open_dataset
+from client import CifarClient
+from data import load, open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -34,51 +35,55 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("partitioner", ["iid", "dirichlet", "shards", "sizes"])
+def share(dataset, partition: int, clients: int, recipe: Recipe) -> np.ndarray:
+    """The training examples of one client."""
+    labels, test_labels = dataset.labels("train", recipe.seed), dataset.labels("test", recipe.seed)
+    return shares(labels, test_labels, clients, recipe.partitioner, recipe.alpha, recipe.seed)[0][partition]
+
+
+@pytest.mark.parametrize("partitioner", ["iid", "dirichlet", "shards", "quantity-skew"])
 def test_a_clients_images_are_those_it_held_in_the_federation(images, partitioner):
     dataset, recipe = open_dataset(str(images), ""), dataclasses.replace(RECIPE, partitioner=partitioner)
     parts = baseline.clients_images(dataset, recipe, make_history(recipe, clients=3))
     for partition, part in enumerate(parts):
-        np.testing.assert_array_equal(part, share(dataset, Assignment(partition, 3, recipe))[0])
+        np.testing.assert_array_equal(part, share(dataset, partition, 3, recipe))
 
 
 def test_centralised_trains_on_all_the_clients_images_and_each_alone_on_its_own(images, tmp_path, monkeypatch):
-    recipe = dataclasses.replace(RECIPE, partitioner="sizes", local_epochs=3)
+    recipe = dataclasses.replace(RECIPE, partitioner="quantity-skew", local_epochs=3)
     folder = make_run(tmp_path / "run", images, recipe)
     trained = []
 
-    def record(network, images, labels, **options):
-        trained.append((images.clone(), labels.clone(), options))
-        return 0.0
+    def record(network, images, labels, *how, title):
+        trained.append((images.clone(), labels.clone(), how))
+        return {"train_loss": 0.0}
 
-    monkeypatch.setattr(model, "train", record)
+    monkeypatch.setattr(model, "train_round", record)
     assert call(baseline.main, "--run", folder.path, "--dataset", images) == 0
     dataset = open_dataset(str(images), "")
-    shares = [share(dataset, Assignment(p, 2, recipe))[0] for p in range(2)]
-    held = [np.sort(np.concatenate(shares)), *shares]
+    parts = [share(dataset, p, 2, recipe) for p in range(2)]
+    held = [np.sort(np.concatenate(parts)), *parts]
     assert len(trained) == 3 * recipe.rounds
-    for i, (pixels, labels, options) in enumerate(trained):
+    for i, (pixels, labels, how) in enumerate(trained):
         theirs, truth = load(dataset, "train", held[i // recipe.rounds], recipe.seed)
         assert torch.equal(pixels, theirs)
         assert torch.equal(labels, truth)
-        assert (options["start"], options["end"]) == ((i % 2) / 2, (i % 2 + 1) / 2)
-        assert (options["epochs"], options["batch_size"], options["learning_rate"]) == (3, 8, 0.02)
-    assert len({options["seed"] for _, _, options in trained}) == len(trained)
+        stream = [2, 0, 1][i // recipe.rounds]  # its own partition's, and centralised one that nobody has
+        assert how == (recipe, stream, i % 2 + 1)
 
 
 def test_a_client_alone_learns_what_it_learns_as_a_federation_of_one(images):
     dataset = open_dataset(str(images), "")
-    member = CifarClient(dataset, Assignment(1, 2, RECIPE))
-    weights = member.get_parameters({})
+    client = CifarClient(dataset, Assignment(1, 2, RECIPE))
+    weights = client.get_parameters({})
     for server_round in (1, 2):
-        weights, _, _ = member.fit(weights, {"server_round": server_round, "clients_on_host": 99})
-    bench = baseline.Bench(RECIPE, 2, 3, "cpu")
-    bench.train = load(dataset, "train", np.arange(72), 0)
-    bench.test = load(dataset, "test", np.arange(24), 0)
-    alone = bench.run("alone", share(dataset, Assignment(1, 2, RECIPE))[0], stream=1)
-    model.set_weights(member.network, weights)
-    loss, accuracy = model.evaluate(member.network, *bench.test)
-    assert (alone["rounds"][2]["loss"], alone["rounds"][2]["accuracy"]) == (loss, accuracy)
+        weights, _, _ = client.fit(weights, {"server_round": server_round})
+    trainer = baseline.Trainer(RECIPE, 2, 3, "cpu")
+    trainer.train = load(dataset, "train", np.arange(72), 0)
+    trainer.test = load(dataset, "test", np.arange(24), 0)
+    alone = trainer.run("alone", share(dataset, 1, 2, RECIPE), stream=1)
+    model.set_weights(client.network, weights)
+    assert alone.rounds[2].metrics == model.evaluate(client.network, *trainer.test)
 
 
 def test_as_many_rounds_are_trained_as_the_federation_finished(images, tmp_path):
@@ -95,10 +100,10 @@ def test_as_many_rounds_are_trained_as_the_federation_finished(images, tmp_path)
 
 
 def test_bad_input_is_one_line_and_trains_nothing(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(model, "train", None)
+    monkeypatch.setattr(model, "train_round", None)
     others = make_images(tmp_path / "others", train=23)
     run = make_run(tmp_path / "run", images).path
-    whole = make_run(tmp_path / "whole", images, dataclasses.replace(RECIPE, partitioner="whole")).path
+    whole = make_run(tmp_path / "whole", images, dataclasses.replace(RECIPE, partitioner="local")).path
     young = make_run(tmp_path / "young", images)
     history = young.load_history()
     history.rounds = history.rounds[:1]
@@ -133,7 +138,7 @@ def test_evaluate_scores_the_final_model_on_the_whole_test_set(images, tmp_path,
     folder = make_run(tmp_path / "run", images)
     assert call(evaluate.main, "--run", folder.path, "--dataset", images) == 0
     test = load(open_dataset(str(images), ""), "test", np.arange(24), 0)
-    _, accuracy = model.evaluate(model.build("lenet", 3, 0), *test)
+    accuracy = model.evaluate(model.build("lenet", 3, 0), *test)["accuracy"]
     assert f"accuracy {accuracy:.4f}" in capsys.readouterr().out
     with np.load(folder.path / "predictions.npz", allow_pickle=False) as found:
         assert found["confusion"].sum() == 24

@@ -172,7 +172,7 @@ def test_the_command_prints_commands_that_the_programs_take(tmp_path):
     server, client = (line for line in said.replace("\\\n", "").splitlines() if line.startswith("  python "))
     assert "--address [::]:8080" in server
     assert "--server [::1]:8080" in client
-    for program, command in (("federation/options.py", server), ("client.py", client)):
+    for program, command in (("federation/server/options.py", server), ("federation/client/options.py", client)):
         source = (ROOT / program).read_text()
         assert all(f'"{flag}"' in source for flag in re.findall(r"--[a-z-]+", command))
     for path in re.findall(r"out/\S+", server):

@@ -6,8 +6,10 @@ import pickle
 import zipfile
 
 from federation.client import model_file
-from federation.client.session import Assignment
+from federation.client.session import Session
+from federation.client.summary import show_final_model
 from federation.config import Recipe
+from federation.protocol import Assignment
 from federation.results.run_folder import RunFolder
 
 import numpy as np
@@ -42,15 +44,25 @@ def saved(network, tmp_path_factory):
 
 def test_what_a_client_saves_loads_into_pytorch_and_carries_the_class_names(images, tmp_path):
     one = client.CifarClient(open_dataset(str(images), ""), Assignment(0, 2, Recipe(model="lenet")))
-    one.accuracy = 0.5
-    client.show_final_model(one, str(tmp_path / "final.pt"))
+    model_file.save(tmp_path / "final.pt", one.network, "lenet", one.classes)
     plain = model.build("lenet", 3, seed=99)
     plain.load_state_dict(torch.load(tmp_path / "final.pt", weights_only=True))
-    network, classes = model_file.load(tmp_path / "final.pt")
+    network, classes = model_file.load(tmp_path / "final.pt", model)
     assert classes == CLASSES
     for mine, theirs, loaded in zip(*map(model.get_weights, (one.network, plain, network)), strict=True):
         np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(mine, loaded)
+
+
+def test_a_client_shows_the_final_models_accuracy_and_ten_of_its_images(images, capsys):
+    one = client.CifarClient(open_dataset(str(images), ""), Assignment(0, 1, Recipe(model="lenet")))
+    session = Session(lambda assignment: one, one.classes)
+    session.client, session.metrics = one, {"accuracy": 0.25, "loss": 1.0}
+    show_final_model(session, "final.pt", lambda some: model.predict(one.network, some))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "accuracy of the final global model on this client's 12 test images: 0.2500"
+    assert said[1] == "saved the final global model as final.pt"
+    assert len([line for line in said if " → " in line and line.startswith(("  ✓", "  ✗"))]) == 10
 
 
 @pytest.mark.parametrize("name", list(model.NETWORKS))
@@ -59,7 +71,7 @@ def test_the_servers_file_and_the_clients_file_are_the_same_model(tmp_path, name
     RunFolder(tmp_path).save_model(model.get_weights(network), name, CLASSES)
     model_file.save(tmp_path / "final.pt", network, name, CLASSES)
     for path in ("model.npz", "final.pt"):
-        loaded, classes = model_file.load(tmp_path / path)
+        loaded, classes = model_file.load(tmp_path / path, model)
         assert classes == CLASSES
         for mine, theirs in zip(model.get_weights(network), model.get_weights(loaded), strict=True):
             np.testing.assert_array_equal(mine, theirs)

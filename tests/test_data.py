@@ -56,7 +56,11 @@ def test_only_the_images_asked_for_are_decoded(root):
     assert folder.images("train", np.array([1, 2, 3]), 0)[:, 0, 0, 0].tolist() == [30, 20, 10]
     with pytest.raises(DataError) as caught:
         folder.images("train", np.array([0]), 0)
-    assert str(caught.value) == f"{broken} is not a readable image (UnidentifiedImageError); mend or remove it"
+    assert str(caught.value) == (
+        f"{broken} is not a readable image (UnidentifiedImageError); "
+        "repair or remove it, or leave it out with --skip-damaged"
+    )
+    assert caught.value.public == "1 of its 1 images can't be read"
 
 
 def test_files_that_are_no_images_and_loose_files_are_left_alone(root):
@@ -83,25 +87,87 @@ def test_a_missing_split_is_named_with_the_layout_that_is_wanted(root):
 
 def test_different_classes_in_train_and_test_are_named(root):
     (root / "test" / "dog").rename(root / "test" / "wolf")
-    expected = f"{root}: train and test have different classes (dog, wolf in one only); give both the same subfolders"
-    assert refusal(root) == expected
+    assert refusal(root) == (
+        f"{root}: train and test have different classes (dog, wolf in one only); "
+        "give both the same subfolders, an empty one where there is no image"
+    )
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_an_empty_class_is_named(root, split):
-    (root / split / "bird").mkdir()
-    (root / split / "bird" / "notes.txt").write_text("not an image")
-    assert refusal(root) == f"{root}/{split}/bird holds no image files; put some there, or remove the folder"
+def test_a_class_without_a_single_image_is_one_that_others_may_have(root):
+    for split in ("train", "test"):
+        (root / split / "bird").mkdir()
+    folder = Folder(str(root))
+    assert folder.classes == ["bird", "cat", "dog"]
+    assert folder.labels("train", 0).tolist() == [1, 1, 2, 2]
 
 
-def test_one_class_is_too_few(tmp_path):
-    put(tmp_path / "train" / "cat" / "1.png")
-    assert refusal(tmp_path) == f"{tmp_path}/train holds 1 class folders; a classifier needs two at least"
+def test_the_federations_classes_are_taken_over_in_their_order(root):
+    folder = Folder(str(root))
+    folder.adopt(["ape", "dog", "cat"])
+    assert folder.labels("train", 0).tolist() == [1, 1, 2, 2]
+    assert folder.images("train", np.arange(4), 0)[:, 0, 0, 0].tolist() == [20, 10, 40, 30]  # dogs, then cats
 
 
-def test_no_class_is_too_few(tmp_path):
-    (tmp_path / "train").mkdir()
-    assert refusal(tmp_path) == f"{tmp_path}/train holds 0 class folders; a classifier needs two at least"
+def test_a_folder_without_any_image_is_refused(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    assert refusal(tmp_path) == f"{tmp_path}/train holds no image files in class folders; put some there"
+
+
+HIDDEN = [
+    ".ipynb_checkpoints/x.png",
+    "__MACOSX/cat/1.png",
+    "@eaDir/1.png",
+    "cat/._10.png",
+    "cat/Thumbs.db",
+    "cat/.a/1.png",
+]
+
+
+def test_hidden_and_system_folders_and_files_are_no_classes_and_no_images(root, capsys):
+    for name in HIDDEN:
+        put(root / "train" / "tmp.png").rename(put(root / "train" / name, format="PNG"))
+    folder = Folder(str(root))
+    assert folder.classes == ["cat", "dog"]
+    assert len(folder.labels("train", 0)) == 4
+    assert capsys.readouterr().out == ""
+
+
+def test_images_one_folder_deeper_count_and_what_is_left_out_is_said_with_its_number(root, capsys):
+    put(root / "train/cat/2024/01.jfif", Image.new("RGB", (32, 32), (50,) * 3), format="JPEG")
+    for name in ("cat/1.dcm", "cat/2024/2.DCM", "dog/list.csv", "dog/README"):
+        (root / "train" / name).write_text("x")
+    folder = Folder(str(root))
+    assert folder.labels("train", 0).tolist() == [0, 0, 0, 1, 1]
+    assert folder.images("train", np.array([2]), 0)[0, 0, 0, 0] == pytest.approx(50, abs=2)
+    assert capsys.readouterr().out == (f"{root}/train: left out what is no image file: 2 .dcm, 1 .csv, 1 no ending\n")
+
+
+def test_a_class_is_known_by_the_composed_form_of_its_name(root):
+    for split in ("train", "test"):
+        put(root / split / "cafe\u0301" / "1.png")
+    assert Folder(str(root)).classes == ["caf\u00e9", "cat", "dog"]
+
+
+def test_damaged_images_are_all_named_at_once_and_no_name_is_for_other_eyes(root):
+    damaged = [root / "train/cat/10.png", root / "train/dog/b.png"]
+    for path in damaged:
+        path.write_bytes(b"jane doe")
+    with pytest.raises(DataError) as caught:
+        Folder(str(root)).images("train", np.arange(4), 0)
+    assert all(str(path) in str(caught.value) for path in damaged)
+    assert str(caught.value).startswith("2 images can't be read: ")
+    assert str(caught.value).endswith("Repair or remove them, or leave them out with --skip-damaged")
+    assert caught.value.public == "2 of its 4 images can't be read"
+
+
+def test_damaged_images_are_left_out_where_that_is_asked_for(root, capsys):
+    (root / "train/cat/10.png").write_bytes(b"")
+    folder = open_dataset(str(root), "", skip_damaged=True)
+    assert folder.labels("train", 0).tolist() == [0, 1, 1]
+    assert folder.images("train", np.arange(3), 0)[:, 0, 0, 0].tolist() == [30, 20, 10]
+    assert capsys.readouterr().out == (
+        f"left out: {root}/train/cat/10.png is not a readable image (UnidentifiedImageError)\n"
+    )
 
 
 def test_a_name_that_is_nothing_is_refused():
@@ -132,6 +198,55 @@ IMAGES = {  # all of them grey 70
     "large.webp": (Image.new("RGB", (300, 200), GREY), {"lossless": True}),
     "LARGE.PNG": (Image.new("RGB", (300, 200), GREY), {}),
 }
+
+
+def grey(values: list[list[float]], dtype: type) -> Image.Image:
+    return Image.fromarray(np.kron(np.array(values), np.ones((16, 32))).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "seen"),
+    [
+        ([[0], [4095]], np.uint16, [0, 255]),  # 12 bits in 16
+        ([[0], [1023]], np.uint16, [0, 255]),
+        ([[128], [65535]], np.uint16, [0, 255]),
+        ([[0], [200]], np.uint16, [0, 200]),  # 8 bits in 16
+        ([[-1000], [3000]], np.int32, [0, 255]),  # a CT's Hounsfield units
+        ([[70000], [140000]], np.int32, [0, 255]),
+        ([[0], [4095]], np.int32, [0, 255]),
+        ([[0.0], [1.0]], np.float32, [0, 255]),
+        ([[0.0], [0.5]], np.float32, [0, 128]),
+        ([[10.0], [200.0]], np.float32, [10, 200]),
+        ([[-2.0], [6.0]], np.float32, [0, 255]),
+    ],
+)
+def test_grey_values_of_any_depth_come_out_as_a_person_would_see_them(tmp_path, values, dtype, seen):
+    pixels = read_image(str(put(tmp_path / "deep.tif", grey(values, dtype))))
+    assert [int(pixels[0, 0, 0]), int(pixels[0, 31, 0])] == seen
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path):
+    path = put(tmp_path / "nan.tif", grey([[0], [np.nan]], np.float32))
+    with pytest.raises(DataError, match=r"is not a readable image \(it holds values that are no numbers\)$"):
+        read_image(str(path))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
+def test_an_image_is_turned_as_its_exif_data_says(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    picture = Image.fromarray(np.kron(np.array([[0], [255]], np.uint8), np.ones((16, 32), np.uint8))).convert("RGB")
+    pixels = read_image(str(put(tmp_path / f"turned.{kind}", picture, exif=exif)))
+    assert pixels[0, 16, 2] > 200  # what was the lower half is on the left
+    assert pixels[0, 16, 29] < 50
+
+
+def test_whatever_a_decoder_raises_is_a_readable_line(tmp_path, monkeypatch):
+    path = put(tmp_path / "one.png")
+    for error in (KeyError("x"), IndexError(), RuntimeError("a codec's own"), MemoryError()):
+        monkeypatch.setattr(Image, "open", lambda file, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(DataError, match=rf"^{path} is not a readable image \({type(error).__name__}\)$"):
+            read_image(str(path))
 
 
 @pytest.mark.parametrize(("name", "image"), IMAGES.items(), ids=IMAGES)
@@ -178,7 +293,7 @@ def test_an_unreadable_image_is_one_line_with_its_path(tmp_path, damage):
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
         whole = put(path, Image.fromarray(noise)).read_bytes()
         path.write_bytes(b"" if damage == "empty" else whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=rf"^{path} is not a readable image \(\w+\); mend or remove it$"):
+    with pytest.raises(DataError, match=rf"^{path} is not a readable image \(\w+\)$"):
         read_image(str(path))
 
 
@@ -302,6 +417,21 @@ def test_cifar10_is_downloaded_once(mirror, tmp_path):
     assert second.classes == first.classes == CLASSES
     assert second.labels("train", 0).tolist() == [i % 10 for i in range(100)]
     assert mirror.requests == asked
+
+
+@careless_archive
+def test_a_complete_cifar10_is_used_without_writing_and_a_damaged_file_of_it_is_named(mirror, tmp_path):
+    Cifar10(str(tmp_path))
+    (tmp_path / ".download.lock").unlink(missing_ok=True)
+    assert Cifar10(str(tmp_path)).labels("train", 0).size == 100
+    assert not (tmp_path / ".download.lock").exists()
+    mirror.content = b""
+    (tmp_path / "cifar-10-python.tar.gz").unlink()
+    damaged = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    damaged.write_bytes(b"x")
+    with pytest.raises(DataError, match=f"{damaged} is damaged; ") as caught:
+        Cifar10(str(tmp_path))
+    assert caught.value.public == "its data can't be read"
 
 
 @careless_archive

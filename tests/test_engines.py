@@ -29,14 +29,15 @@ QUICK = "rounds=1 model='lenet' run-dir='run'"
 # The run config
 
 
-def test_the_run_config_of_the_app_is_the_recipe_and_terms_of_server_py():
+def test_the_run_config_of_the_app_is_the_default_settings():
     args = read_run_config(CONFIG, clients=3)
-    assert (args.recipe, args.terms) == (Recipe(), ServerSettings())
+    assert (args.recipe, args.settings) == (Recipe(), ServerSettings())
 
 
 def test_every_key_of_the_run_config_is_a_flag_or_where_the_images_are():
     flags = {flag.removeprefix("--") for action in build_parser("")._actions for flag in action.option_strings}
-    assert set(CONFIG) - flags == {"dataset", "data-dir"}
+    assert set(CONFIG) - flags == {"dataset", "data-dir", "device", "threads"}
+    assert {key.replace("-", "_") for key in CONFIG} >= {*Recipe.names(), *ServerSettings.names()} - {"clients"}
 
 
 @pytest.mark.parametrize(
@@ -56,8 +57,8 @@ def test_a_wrong_run_config_is_one_line(changes, words):
 # Who joins
 
 
-class MadeUpNode:
-    """Flower's proxy of a node, without a node: gives the answers in turn, the last for ever."""
+class FakeNode:
+    """Flower's proxy of a node, without a node: gives its answer, after the first failure if there is one."""
 
     def __init__(self, partition: int = 0, number: int = 3, *, first: Exception | None = None, **answer: object):
         self.cid = f"node {id(self)}"
@@ -84,75 +85,74 @@ class MadeUpNode:
 
 
 @pytest.fixture
-def door(monkeypatch) -> NodeAdmission:
+def nodes(monkeypatch) -> NodeAdmission:
     monkeypatch.setattr("federation.server.engine_app.RETRY_SECONDS", 0.01)
-    door = NodeAdmission(Recipe(), [], load_timeout=1)
-    door.events = []
-    door.notify = lambda *event: door.events.append(event)
-    yield door
-    door.close("finished", "")
+    nodes = NodeAdmission(Recipe(), [], load_timeout=1)
+    nodes.events = []
+    nodes.notify = lambda *event: nodes.events.append(event)
+    yield nodes
+    nodes.close("finished", "")
 
 
-def said(door: NodeAdmission, kind: str) -> str:
+def said(nodes: NodeAdmission, kind: str) -> str:
     """The words of the first such event, once it is there."""
-    return wait_for(lambda: next((words for event, _, words in list(door.events) if event == kind), None), kind, 5)
+    return wait_for(lambda: next((words for event, _, words in list(nodes.events) if event == kind), None), kind, 5)
 
 
-def test_a_node_gets_the_partition_of_its_node_config(door):
-    door.register(MadeUpNode(2))
-    assert said(door, "join") == "client 2 joined, 100 training images (1 of 3 there)"
-    assert [place.partition for place in door.ready()] == [2]
+def test_a_node_gets_the_partition_of_its_node_config(nodes):
+    nodes.register(FakeNode(2))
+    assert said(nodes, "join") == "client 2 joined, 100 training images (1 of 3 there)"
+    assert [one.partition for one in nodes.ready()] == [2]
 
 
 @pytest.mark.parametrize(
     ("node", "words"),
     [
-        (MadeUpNode(0), "two nodes have partition-id 0; give each its own"),
-        (MadeUpNode(3), "partition-id 3 is not within 0 and 2"),
-        (MadeUpNode(1, number=4), "a node's num-partitions is 4, the others' 3"),
-        (MadeUpNode(1, classes='["cat", "horse"]'), "are not the federation's"),
-        (MadeUpNode(1, error="no such folder"), "a node could not start: no such folder"),
-        (MadeUpNode(1, test_examples=0), "it needs both"),
+        (FakeNode(0), "two nodes have partition-id 0; give each its own"),
+        (FakeNode(3), "partition-id 3 is not within 0 and 2"),
+        (FakeNode(1, number=4), "a node's num-partitions is 4, the others' 3"),
+        (FakeNode(1, error="no such folder"), "a node could not start: no such folder"),
+        (FakeNode(1, test_examples=0), "it needs both"),
     ],
 )
-def test_a_node_that_does_not_fit_is_turned_away_with_the_reason(door, node, words):
-    door.register(MadeUpNode(0))
-    said(door, "join")
-    door.register(node)
-    assert words in said(door, "refuse")
-    assert len(door.ready()) == 1
+def test_a_node_that_does_not_fit_is_turned_away_with_the_reason(nodes, node, words):
+    nodes.register(FakeNode(0))
+    said(nodes, "join")
+    nodes.register(node)
+    assert words in said(nodes, "refuse")
+    assert len(nodes.ready()) == 1
 
 
-def test_a_node_that_does_not_answer_is_asked_again(door):
-    door.register(MadeUpNode(first=ValueError("Message contains an Error")))
-    said(door, "join")
+def test_a_node_that_does_not_answer_is_asked_again(nodes):
+    nodes.register(FakeNode(first=ValueError("Message contains an Error")))
+    said(nodes, "join")
 
 
-def test_a_node_lost_in_a_round_comes_back_when_it_answers_again(door):
-    node = MadeUpNode()
-    door.register(node)
-    said(door, "join")
-    door.lose(node)
-    assert door.wait_ready(1, 5, threading.Event())
+def test_a_node_lost_in_a_round_comes_back_when_it_answers_again(nodes):
+    node = FakeNode()
+    nodes.register(node)
+    said(nodes, "join")
+    nodes.lose(node)
+    assert nodes.wait_ready(1, 5, threading.Event())
     assert node.asked == 2
 
 
-def test_a_node_that_flower_took_off_its_list_is_asked_no_more(door):
-    node = MadeUpNode(first=ValueError())
-    door.register(node)
-    door.unregister(node)
+def test_a_node_that_flower_took_off_its_list_is_asked_no_more(nodes):
+    node = FakeNode(first=ValueError())
+    nodes.register(node)
+    nodes.unregister(node)
     asked = node.asked
-    assert not door.wait_ready(1, 0.2, threading.Event())
+    assert not nodes.wait_ready(1, 0.2, threading.Event())
     assert node.asked <= asked + 1
 
 
-def test_a_node_that_failed_is_left_out_for_good(door):
-    node = MadeUpNode()
-    door.register(node)
-    said(door, "join")
-    door.drop(door.ready()[0], "it failed")
-    assert said(door, "refuse") == "client 0 is no longer asked: it failed"
-    assert not door.wait_ready(1, 0.1, threading.Event())
+def test_a_node_that_failed_is_left_out_for_good(nodes):
+    node = FakeNode()
+    nodes.register(node)
+    said(nodes, "join")
+    nodes.drop(nodes.ready()[0], "it failed")
+    assert said(nodes, "refuse") == "client 0 is no longer asked: it failed"
+    assert not nodes.wait_ready(1, 0.1, threading.Event())
 
 
 # A node's own side
@@ -160,21 +160,24 @@ def test_a_node_that_failed_is_left_out_for_good(door):
 
 def make_node(node_config: dict, open_client=None) -> Node:
     context = Context(1, 2, node_config, RecordDict(), CONFIG)
-    return Node(context, open_client)
+    return Node(context, open_client, lambda clients_on_host: None)
 
 
 def test_a_node_without_a_partition_says_how_to_name_one():
     answer = make_node({}).get_properties({})
     assert "--node-config 'partition-id=0 num-partitions=3'" in answer["error"]
+    assert "secret" not in make_node({"dataset": "secret"}).get_properties({})["error"]
 
 
-def test_what_opening_the_images_raises_is_told_to_the_server():
-    def open_client(seat):
-        raise FileNotFoundError("no folder /data")
+def test_of_what_opening_the_images_raises_the_server_is_told_the_kind_alone(capsys):
+    def open_client(assignment):
+        raise FileNotFoundError("no folder /data/jane-doe")
 
     node = make_node({"partition-id": 1, "num-partitions": 3}, open_client)
-    assert node.get_properties({}) == {"error": "FileNotFoundError: no folder /data"}
-    assert node.fit([], {}) == ([], 0, {"error": "FileNotFoundError: no folder /data"})
+    report = {"error": "its own code failed (FileNotFoundError)"}
+    assert node.get_properties({}) == report
+    assert node.fit([], {}) == ([], 0, report)
+    assert "no folder /data/jane-doe" in capsys.readouterr().err
 
 
 # The engines themselves

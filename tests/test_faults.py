@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
-from helpers.processes import Cable
+from helpers.processes import NetworkLink
 
 
 def clients_by_round(federation) -> list[int]:
@@ -129,15 +129,15 @@ def test_a_stopped_client_costs_its_round_only_until_round_timeout(federation):
 def test_a_client_that_is_cut_off_costs_its_round_and_rejoins_once_the_line_is_mended(federation):
     server = federation.server("--rounds", 4, "--round-timeout", 3, "--rejoin-wait", 30)
     clients = [federation.tiny("--partition-id", i, "--seconds", 0.3) for i in range(2)]
-    cable = Cable(federation.net)
-    far = federation.tiny("--partition-id", 2, "--seconds", 0.3, "--server", cable.address)
+    link = NetworkLink(federation.address)
+    far = federation.tiny("--partition-id", 2, "--seconds", 0.3, "--server", link.address)
     far.says("fit 2")
-    cable.cut()
+    link.cut()
     server.says("client 2 did not answer within 3 s")
-    cable.mend()
+    link.restore()
     for process in [server, *clients, far]:
         process.ends(0)
-    cable.close()
+    link.close()
     assert clients_by_round(federation) == [3, 3, 2, 3, 3]
 
 
@@ -149,14 +149,16 @@ def test_a_client_stopped_for_good_does_not_keep_the_server_at_exit(federation):
     server.ends(0, seconds=20)
 
 
-def test_a_client_that_raises_tells_the_server_why_and_exits_1(federation):
+def test_a_client_that_raises_shows_where_and_tells_the_server_the_kind_alone(federation):
     server = federation.server("--rounds", 2, "--rejoin-wait", 0)
     good = [federation.tiny("--partition-id", i) for i in (0, 2)]
     bad = federation.tiny("--partition-id", 1, "--behave", "raise", "--in-round", 2)
     output = bad.ends(1)
     assert output.endswith("error: RuntimeError: the disk of this hospital is on fire\n")
-    assert "Traceback" not in output
-    assert "client 1 left out: it says: RuntimeError: the disk of this hospital is on fire" in server.ends(0)
+    assert "tiny_client.py" in output, "it shows no file and line"
+    told = server.ends(0)
+    assert "client 1 left out: it says: its own code failed (RuntimeError)" in told
+    assert "hospital" not in told + (federation.run_dir / "history.json").read_text()
     for client in good:
         client.ends(0)
 

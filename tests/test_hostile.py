@@ -160,8 +160,8 @@ def test_ten_thousand_messages_of_nonsense_leave_the_model_as_it_would_be(tmp_pa
             share = (MESSAGES - CONNECTIONS) // 10
             for half in range(2):
                 with ThreadPoolExecutor(6) as threads:
-                    tasks = [threads.submit(chatter, federation.net, share, 10 * half + i) for i in range(5)]
-                    tasks.append(threads.submit(babble, federation.net, CONNECTIONS // 2, 10 * half + 5))
+                    tasks = [threads.submit(chatter, federation.address, share, 10 * half + i) for i in range(5)]
+                    tasks.append(threads.submit(babble, federation.address, CONNECTIONS // 2, 10 * half + 5))
                 sent.update(sum((task.result() for task in tasks), Counter()))
                 half_way.append(dict(memory.last))
 
@@ -194,7 +194,7 @@ def test_a_stranger_that_never_stops_sending_is_held_back_and_fills_no_memory(fe
             sent += 1
             yield megabyte
 
-    with closing(open_channel(federation.net)) as channel:
+    with closing(open_channel(federation.address)) as channel:
         for _ in range(10):
             call = channel.stream_stream(JOIN)(flood(), timeout=60)
             with suppress(grpc.RpcError):
@@ -204,22 +204,22 @@ def test_a_stranger_that_never_stops_sending_is_held_back_and_fills_no_memory(fe
     assert memory.last["VmHWM"] < before + 250_000, "kB; unheld it would be all 500 MB"
 
 
-def test_a_thousand_senseless_clients_leave_no_senseless_place_and_an_open_door():
+def test_a_thousand_senseless_clients_leave_no_senseless_place_and_an_admission_that_works():
     rng = random.Random(0)
     values = [None, True, 0, -1, 2**62, -(2**63), 1.5, float("nan"), "", "0", "[]", "[2]", '["cat", "dog"]', "[" * 5000]
     values += [b"", b"\xff", "\x1b[2J", "\u202e", "x" * 100_000, '"' * 64, "null", "[[]]", "[1e999]", "0" * 32]
-    door = FakeAdmission(num_places=2)
+    fake = FakeAdmission(num_partitions=2)
     for _ in range(1000):
         client = FakeClient()
-        for answer in (client.hello, client.place):
+        for answer in (client.hello, client.summary):
             for key in rng.sample(sorted(answer), rng.randrange(3)):
                 answer[key] = rng.choice(values)
             if rng.random() < 0.1:
                 del answer[rng.choice(sorted(answer))]
-        door.joins(client)
-        for place in door.admission.ready():
-            assert place.train_examples > 0
-            assert place.test_examples > 0
-            door.admission.unregister(place.client)
-        assert not door.admission.places
-    assert all(line.isprintable() for line in door.said)
+        fake.joins(client)
+        for one in fake.admission.ready():
+            assert one.train_examples > 0
+            assert one.test_examples > 0
+            fake.admission.unregister(one.client)
+        assert not fake.admission.participants
+    assert all(line.isprintable() for line in fake.said)

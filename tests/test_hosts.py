@@ -111,7 +111,7 @@ def cut(hosts, keys, tmp_path_factory) -> Iterator[SimpleNamespace]:
         go.touch()
         assert time.monotonic() < mended
         wait_for(lambda: time.monotonic() >= mended, "the end of the cut", CUT_SECONDS + 1)
-        hosts[3].mend()
+        hosts[3].restore()
         for federation in runs.values():
             for process in federation.processes:
                 process.ends(0)

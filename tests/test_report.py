@@ -1,6 +1,7 @@
 """Tables, pictures and the page: numbers add up, nothing is fetched, and a real browser shows it all."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,9 +12,14 @@ import sys
 import threading
 from types import SimpleNamespace
 
-from federation import pictures, report
+from federation.results import html, plots, report
+from federation.results.comparison import Baseline, Training, comparison, verdict
+from federation.results.history import RoundRecord, VersionRecord
+from federation.results.observers import Observers
 from federation.results.run_folder import RunFolder
-from federation.results.tables import comparison, in_columns, mean, size, verdict
+from federation.results.tables import Table, in_columns, size, table
+from federation.results.tensorboard import TensorBoard
+from federation.results.theme import DARK, LIGHT
 from federation.server.admission import Admission
 
 import numpy as np
@@ -42,7 +48,7 @@ def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
     folder.save_history(history)
-    (folder.path / "baseline.json").write_text(json.dumps(make_baseline(history)))
+    (folder.path / "baseline.json").write_text(make_baseline(history).to_json())
     np.savez(folder.path / "predictions.npz", **found())
     return folder
 
@@ -72,24 +78,24 @@ def test_a_comparison_of_many_clients_names_the_worst_and_the_best():
 def test_a_run_that_went_on_after_its_comparison_leaves_gaps():
     history = make_history()
     baseline = make_baseline(history)
-    history.rounds.append({**history.rounds[-1], "round": 3})
+    history.rounds.append(dataclasses.replace(history.rounds[-1], round=3))
     assert comparison(history, baseline)[4] == ["3", "1.0000", "–", "–", "–", "–"]
 
 
 def test_the_mean_alone_counts_clients_not_images():
     alone = [
-        {"images": images, "rounds": [{"round": 0, "accuracy": accuracy, "loss": 1.0, "seconds": 2.0}]}
+        Training(images, [RoundRecord(0, {"accuracy": accuracy, "loss": 1.0}, seconds=2.0)])
         for images, accuracy in ((1, 0.0), (3, 1.0))
     ]
-    row = {"round": 0, "accuracy": 0.5, "loss": 1.0, "seconds": 2.0}
-    assert mean(alone) == {"images": 2.0, "rounds": [row]}
+    mean = Baseline(1, 1, "cpu", alone[0], alone).mean_alone()
+    assert mean == Training(2.0, [RoundRecord(0, {"accuracy": 0.5, "loss": 1.0}, seconds=2.0)])
 
 
 def test_the_verdict_says_above_and_below():
     history = make_history()
     words = verdict(history, make_baseline(history))
     assert "1.0000: 0.4500 above the mean of the clients alone, 0.1000 above centralised" in words
-    history.rounds[-1]["accuracy"] = 0.5
+    history.rounds[-1].metrics["accuracy"] = 0.5
     assert "0.0500 below the mean of the clients alone, 0.4000 below centralised" in verdict(
         history, make_baseline(make_history())
     )
@@ -103,6 +109,94 @@ def test_sizes_are_in_powers_of_1000():
     assert [size(n) for n in (0, 999, 1000, 1_234_567, 5e9)] == ["0 B", "999 B", "1.0 kB", "1.2 MB", "5.0 GB"]
 
 
+def test_a_table_has_a_column_for_every_metric_and_says_its_head_again_when_one_is_new():
+    rows = [RoundRecord(0, {"loss": 2.5, "accuracy": 0.25}), RoundRecord(1, {"f1": 7.0, "accuracy": 0.5, "loss": 1.0})]
+    assert table(rows).splitlines() == [
+        "round  clients  accuracy    loss        f1  seconds   received",
+        "    0        0    0.2500   2.500         –      0.0        0 B",
+        "    1        0    0.5000   1.000    7.0000      0.0        0 B",
+    ]
+    lines = Table()
+    assert lines.lines(rows[0]) == [
+        "round  clients  accuracy    loss  seconds   received",
+        "    0        0    0.2500   2.500      0.0        0 B",
+    ]
+    assert lines.lines(rows[1]) == [table(rows).splitlines()[0], table(rows).splitlines()[2]]
+
+
+def test_a_version_names_the_clients_whose_updates_made_it():
+    updates = [{"partition": 2, "staleness": 0}, {"partition": 0, "staleness": 3}]
+    assert table([VersionRecord(1, {}, updates=updates, time=2.5)]).splitlines() == [
+        "version    clients  staleness  accuracy    loss  at second   received",
+        "      1       2, 0       0, 3         –       –        2.5        0 B",
+    ]
+
+
+def with_f1(history):
+    for record in history.rounds:
+        record.metrics["f1"] = -2.5 - record.round
+    return history
+
+
+def test_another_metric_reaches_comparison_page_and_pictures():
+    history = with_f1(make_history())
+    baseline = make_baseline(history)
+    assert comparison(history, baseline, "f1")[3] == ["2", "-4.5000", *["-4.5000"] * 4]
+    drawn = plots.metrics(history, baseline, LIGHT)
+    assert shape(drawn)[1] > shape(plots.metrics(make_history(), None, LIGHT))[1]
+    page = html.run_page("r", history, baseline, {"accuracy": (b"", b"")})
+    assert '<th scope="col" class="number">f1</th>' in page
+    assert '<td class="number">-4.5000</td>' in page
+
+
+# Observers
+
+
+class Recorder:
+    def __init__(self, raises: str = ""):
+        self.raises, self.told = raises, []
+
+    def _tell(self, what: str, value: object) -> None:
+        self.told.append((what, value))
+        if what == self.raises:
+            raise RuntimeError("no tracking server")
+
+    def begin(self, history):
+        self._tell("begin", history.config["clients"])
+
+    def round(self, record):
+        self._tell("round", record.round)
+
+    def end(self, exit_code):
+        self._tell("end", exit_code)
+
+
+def test_every_observer_is_told_and_one_that_raises_is_left_out_from_then_on(capsys):
+    good, bad = Recorder(), Recorder(raises="round")
+    observers, history = Observers([bad, good]), make_history()
+    observers.begin(history)
+    for record in history.rounds:
+        observers.round(record)
+    observers.end(0)
+    assert good.told == [("begin", 2), ("round", 0), ("round", 1), ("round", 2), ("end", 0)]
+    assert bad.told == [("begin", 2), ("round", 0)]
+    assert capsys.readouterr().out == (
+        "Recorder failed (RuntimeError: no tracking server); the run goes on without it\n"
+    )
+
+
+def test_an_observer_that_is_tensorboard_writes_every_metric(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    board = TensorBoard(str(tmp_path))
+    written = []
+    board._writer = SimpleNamespace(
+        add_scalar=lambda *values: written.append(values), flush=lambda: None, close=lambda: None
+    )
+    board.round(with_f1(make_history()).rounds[1])
+    assert ("f1", -3.5, 1) in written
+    assert ("accuracy_by_client/1", 0.75, 1) in written
+
+
 # Pictures
 
 
@@ -112,16 +206,16 @@ def shape(png: bytes) -> tuple[int, int]:
         return image.size
 
 
-@pytest.mark.parametrize("theme", [pictures.LIGHT, pictures.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_every_picture_fits_a_phone_and_a_page(theme):
     history = make_history()
     history.config["class_counts"] = {"0": [24, 0, 1], "1": [0, 24, 23]}
     drawn = [
-        pictures.accuracy(history, make_baseline(history), theme),
-        pictures.accuracy(history, None, theme),
-        pictures.partitions(history, theme),
-        pictures.predictions(history, found(), theme),
-        pictures.confusion(history, found(), theme),
+        plots.metrics(history, make_baseline(history), theme),
+        plots.metrics(history, None, theme),
+        plots.partitions(history, theme),
+        plots.predictions(history, found(), theme),
+        plots.confusion(history, found(), theme),
     ]
     for png in drawn:
         width, height = shape(png)
@@ -134,16 +228,16 @@ def test_pictures_hold_many_clients_many_classes_and_any_name():
     history = make_history(clients=40, classes=names)
     history.config["class_counts"] = {str(p): list(range(104)) for p in range(40)}
     many = {"images": np.zeros((1, 3, 32, 32), np.uint8), "truth": np.array([0]), "prediction": np.array([3])}
-    shape(pictures.accuracy(history, make_baseline(history), pictures.LIGHT))
-    shape(pictures.partitions(history, pictures.LIGHT))
-    shape(pictures.predictions(history, many, pictures.LIGHT))
-    shape(pictures.confusion(history, {"confusion": np.eye(104, dtype=int)}, pictures.LIGHT))
+    shape(plots.metrics(history, make_baseline(history), LIGHT))
+    shape(plots.partitions(history, LIGHT))
+    shape(plots.predictions(history, many, LIGHT))
+    shape(plots.confusion(history, {"confusion": np.eye(104, dtype=int)}, LIGHT))
 
 
 def test_a_client_that_came_late_has_a_gap_in_its_curve():
     history = make_history()
-    del history.rounds[1]["accuracy_by_client"]["1"]
-    shape(pictures.accuracy(history, None, pictures.LIGHT))
+    del history.rounds[1].by_client["accuracy"]["1"]
+    shape(plots.metrics(history, None, LIGHT))
 
 
 # The page
@@ -152,15 +246,15 @@ def test_a_client_that_came_late_has_a_gap_in_its_curve():
 def test_the_page_holds_all_that_happened_and_fetches_nothing(folder):
     names = [path.name for path in report.write(folder)]
     assert names == ["accuracy.png", "partitions.png", "predictions.png", "confusion.png", "report.html"]
-    html = (folder.path / "report.html").read_text()
-    text = re.sub(r'"data:image/png;base64,[^"]*"', '"png"', html)
+    page = (folder.path / "report.html").read_text()
+    text = re.sub(r'"data:image/png;base64,[^"]*"', '"png"', page)
     assert text.count('"png"') == 8  # four pictures, for light and for dark
     assert "<script" not in text
     assert re.findall(r"(?:src|srcset|href)=([^ >]*)", text.replace("&lt;img src=", "")) == ['"png"'] * 8
     assert "&lt;script&gt;" in text  # shown as it came, and harmless
     for words in ("0.7500", "fedavg", "client 0 joined", "0.4500 above the mean of the clients alone", *CLASSES):
         assert words in text
-    light = base64.b64decode(re.search(r'src="data:image/png;base64,([^"]*)"', html).group(1))
+    light = base64.b64decode(re.search(r'src="data:image/png;base64,([^"]*)"', page).group(1))
     assert light == (folder.path / "accuracy.png").read_bytes()
 
 
@@ -250,12 +344,10 @@ def test_tensorboard_gets_every_round(federation, tmp_path):
 
 
 def test_tensorboard_that_is_not_installed_is_one_line_before_the_run(tmp_path, monkeypatch, capsys):
-    from federation.results.tensorboard import open_scalars
-
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
     with pytest.raises(SystemExit) as end:
-        open_scalars(str(tmp_path / "tb"))
+        TensorBoard(str(tmp_path / "tb"))
     assert end.value.code == 1
     assert "pip install tensorboard" in capsys.readouterr().err
 
@@ -282,9 +374,9 @@ def test_class_counts_must_add_up_to_the_declared_images(counts, event):
         return SimpleNamespace(properties={"train_examples": 100, "test_examples": 9, "statistics": "[]", **told})
 
     ended = SimpleNamespace(close=lambda: None)
-    stranger = SimpleNamespace(cid="c", get_properties=answer, reconnect=lambda *a, **k: None, bridge=ended)
+    client = SimpleNamespace(cid="c", get_properties=answer, reconnect=lambda *a, **k: None, bridge=ended)
     admission = Admission(1, RECIPE, notify)
-    admission.register(stranger)
+    admission.register(client)
     assert happened.wait(10)
     assert heard[0][0] == event, heard
     if event == "join":

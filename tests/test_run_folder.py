@@ -1,9 +1,12 @@
 """A run's folder after a crash, a full disk, a damaged file: there is always something whole to go on with."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from federation.results.run_folder import Checkpoint, History, RunFolder, write_whole
+from federation.process import write_whole
+from federation.results.history import History, RoundRecord, VersionRecord, read_record
+from federation.results.run_folder import Checkpoint, RunFolder, new_run_dir
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ STATE = [np.array(2), np.ones(3, np.float64)]
 
 
 def checkpoint(server_round: int) -> Checkpoint:
-    history = History({"seed": 0}, rounds=[{"round": number} for number in range(server_round + 1)])
+    history = History(
+        {"seed": 0}, rounds=[RoundRecord(number, {"accuracy": 0.5}) for number in range(server_round + 1)]
+    )
     return Checkpoint(server_round, [WEIGHTS[0] + server_round, WEIGHTS[1] + server_round], STATE, history)
 
 
@@ -74,10 +79,9 @@ def test_a_full_disk_leaves_the_checkpoints_that_there_are(folder, monkeypatch):
 
 def test_a_folder_that_holds_a_run_is_not_made_again(tmp_path):
     folder = RunFolder(tmp_path / "deep" / "run")
-    folder.create()
-    folder.create()  # nothing in it yet
-    folder.save_history(History({}))
-    with pytest.raises(FileExistsError, match="already holds a run"):
+    folder.path.mkdir(parents=True)
+    folder.create()  # in an empty folder
+    with pytest.raises(FileExistsError):
         folder.create()
 
 
@@ -94,7 +98,56 @@ def test_the_configuration_that_a_run_began_with_is_read_again(folder):
 def test_history_is_plain_json(folder):
     history = json.loads((folder.path / "history.json").read_text())
     assert list(history) == ["config", "rounds", "rejected", "events"]
-    assert history["rounds"] == [{"round": 0}, {"round": 1}, {"round": 2}]
+    assert [row["round"] for row in history["rounds"]] == [0, 1, 2]
+    assert history["rounds"][1] == {
+        "round": 1,
+        "accuracy": 0.5,
+        "loss": None,
+        "train_loss": None,
+        "clients": 0,
+        "seconds": 0.0,
+        "bytes_received": 0,
+    }
+
+
+def test_a_record_comes_back_from_its_row():
+    scores = {"accuracy": {"0": 0.5}, "cosine": {"0": -0.25}}
+    record = RoundRecord(2, {"accuracy": 0.5, "loss": 1.0, "f1": 7.0}, {"train_loss": 2.0}, 3, 1.5, 99, scores)
+    assert read_record(json.loads(json.dumps(record.to_json()))) == record
+    version = VersionRecord(4, {}, updates=[{"partition": 1}], time=2.5)
+    assert read_record(json.loads(json.dumps(version.to_json()))) == version
+
+
+def test_a_row_of_an_earlier_version_is_read():
+    row = {"round": 1, "accuracy": None, "loss": None, "train_loss": 0.5, "clients": 2, "seconds": 1.0}
+    row |= {"bytes_received": 7, "accuracy_by_client": {}, "updates": [], "time": 1.0, "evaluated": None}
+    record = read_record(row)
+    assert isinstance(record, VersionRecord)
+    assert (record.main(), record.metrics, record.train_metrics) == (None, {}, {"train_loss": 0.5})
+
+
+def test_what_is_no_history_is_refused():
+    for text in ("{}", "[]", '{"config": {}, "rounds": [{"rows": 1}]}', '{"config": {}, "rounds": 3}', "{"):
+        with pytest.raises(ValueError, match="."):
+            History.from_json(text)
+
+
+def test_runs_that_begin_in_the_same_second_get_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda text: "runs/now")
+    assert [str(new_run_dir()) for _ in range(3)] == ["runs/now", "runs/now-2", "runs/now-3"]
+
+
+def test_of_many_that_want_one_folder_one_gets_it(tmp_path):
+    def take(_: int) -> bool:
+        try:
+            RunFolder(tmp_path / "run").create()
+            return True
+        except FileExistsError:
+            return False
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(take, range(64))) == 1
 
 
 # Checkpoints

@@ -49,7 +49,7 @@ def test_every_line_of_the_demo_says_who_speaks(one_command):
 
 
 def test_speakers_of_the_demo_never_share_a_line(tmp_path):
-    program = ["import demo", "cast = demo.Cast()"]
+    program = ["import demo", "cast = demo.Processes()"]
     for name in ("server", "client 0", "client 1"):
         program.append(f"cast.start({name!r}, ['-c', 'for i in range(3000): print(i)'])")
     with Federation(tmp_path) as federation:
@@ -136,7 +136,7 @@ def four_terminals(tmp_path_factory):
         for number in range(3):
             federation.client("--save", folder / f"{number}.pt", env={**CLEAN, **dead}, cwd=folder)
         for client in federation.processes:
-            client.says(f"no server at {federation.net}; asking again for 300 s")
+            client.says(f"no server at {federation.address}; asking again for 300 s")
         server = federation.server(*SEED, cwd=folder)
         federation.peak_kb = 0
         while server.popen.poll() is None:
@@ -186,7 +186,7 @@ def test_the_server_never_imports_torch():
 @on_linux
 def test_the_server_listens_within_two_seconds(federation):
     server = federation.server()
-    host, port = federation.net.split(":")
+    host, port = federation.address.split(":")
 
     def listening() -> bool:
         with socket.socket() as probe:

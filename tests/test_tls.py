@@ -71,14 +71,14 @@ def test_a_run_over_tls_by_address_and_by_name(federation, good):
     secret = federation.folder / "secret.txt"
     secret.write_text("for certain\n")
     server = federation.server("--rounds", 1, "--secret-file", secret, *tls(good))
-    port = federation.net.rpartition(":")[2]
+    port = federation.address.rpartition(":")[2]
     clients = [
         federation.tiny("--secret-file", secret, *ca(good), "--server", f"{host}:{port}")
         for host in ("127.0.0.1", "localhost", "127.0.0.1")
     ]
     for process in [server, *clients]:
         process.ends(0)
-    assert f"server on {federation.net} with TLS" in server.output
+    assert f"server on {federation.address} with TLS" in server.output
 
 
 def test_a_plain_client_is_told_that_the_server_speaks_tls(tls_server):
@@ -99,7 +99,7 @@ def test_a_wrong_authority_is_named(tls_server, other):
 def test_a_certificate_for_another_host_is_named(federation, tmp_path):
     elsewhere = make(tmp_path / "elsewhere", ["fl.example.org", "192.0.2.1"])
     federation.server(*tls(elsewhere)).says("waiting for 3 clients")
-    port = federation.net.rpartition(":")[2]
+    port = federation.address.rpartition(":")[2]
     for host, what in (("127.0.0.1", "address"), ("localhost", "host")):
         line = only_line(federation.tiny("--wait", 300, "--server", f"{host}:{port}", *ca(elsewhere)))
         assert f"the server's certificate is for another {what} than {host}; make it with --host {host}" in line

@@ -7,6 +7,7 @@ from typing import Any
 
 from federation.client.session import Session, host_name, summarise
 from federation.config import Recipe
+from federation.console import PublicError
 from federation.protocol import Assignment
 
 from flwr.app import Context
@@ -52,14 +53,14 @@ class Node(Session):
         self.context = context
 
     def get_properties(self, config: dict) -> dict:
-        return self._work(self._describe, failed=())
+        return self._work(lambda: self._describe(config), failed=())
 
-    def _describe(self) -> dict:
+    def _describe(self, config: dict) -> dict:
         assert self.assignment
         return {
             "classes": json.dumps(self.client.classes),
             "instance": self.instance,
-            "host": host_name(),
+            "host": host_name(config.get("salt", "")),
             "wanted": self.assignment.partition,
             "held": -1,
             "num_partitions": self.assignment.num_partitions,
@@ -83,5 +84,5 @@ def read_assignment(context: Context) -> Assignment:
     try:
         partition, number = (int(context.node_config[key]) for key in ("partition-id", "num-partitions"))
     except (KeyError, ValueError, TypeError):
-        raise ValueError(f"node config {dict(context.node_config)} names no partition; {REMEDY}") from None
+        raise PublicError(f"its node config names no partition; {REMEDY}") from None
     return Assignment(partition, number, Recipe.from_run_config(context.run_config))

@@ -19,6 +19,7 @@ examples:
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", default="cifar10", help=DATASETS)
     parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
+    parser.add_argument("--skip-damaged", action="store_true", help="go on without image files that can't be read")
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:

@@ -1,16 +1,18 @@
 """A client's session with the server: it joins, then passes the rounds on to the user's NumPyClient."""
 
 import hashlib
+import hmac
 import json
 import secrets
 import time
-import uuid
+import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from federation.compression import pack, unpack
 from federation.config import Recipe
 from federation.console import clean, fail, say
+from federation.process import machine_id
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, proof
 
 import numpy as np
@@ -21,7 +23,7 @@ class Learner(Protocol):
     """What a session asks of the user's client: Flower's functions, and what it says of its data.
 
     It may have class_counts, its training examples by class: the server keeps them for the picture of who
-    holds what. What it raises is told to the server in one line. It need not know how weights travel: it is
+    holds what. Of what it raises, the server is told the kind alone. It need not know how weights travel: it is
     given them in the dtypes of its own get_parameters({}), and may return the same.
     """
 
@@ -82,16 +84,16 @@ class Session(NumPyClient):
         began = self._prepare(config)
         weights, examples, metrics = self.client.fit(self._unpacked(parameters), config)
         seconds = self._slow_down(began)
-        losses = "".join(f", {name.removeprefix('train_')} {value:.3f}" for name, value in metrics.items())
+        losses = "".join(f", {name.removeprefix('train_')} {value:.3f}" for name, value in numbers(metrics).items())
         say(f"{title(config)}: trained on {examples:,} images in {seconds:.1f} s{losses}")
-        return pack(weights, self._recipe.compress), examples, metrics
+        return pack(weights, self._recipe.compress), examples, numbers(metrics)
 
     def _evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
         began = self._prepare(config)
         loss, examples, metrics = self.client.evaluate(self._unpacked(parameters), config)
         self._slow_down(began)
         self.metrics = {"loss": loss, **metrics}
-        return loss, examples, metrics
+        return loss, examples, numbers(metrics)
 
     def _prepare(self, config: dict) -> float:
         """Take a share of the machine's cores; returns when the work began."""
@@ -122,7 +124,7 @@ class Session(NumPyClient):
             "proof": proof(self.secret, config["nonce"]) if self.secret else "",
             "classes": json.dumps(self.classes),
             "instance": self.instance,
-            "host": host_name(),
+            "host": host_name(config.get("salt", "")),
             "wanted": self.wanted_partition,
             "held": self.assignment.partition if self.assignment else -1,
         }
@@ -130,7 +132,8 @@ class Session(NumPyClient):
     def _take_assignment(self, config: dict) -> dict:
         try:
             recipe = Recipe.from_json(config["recipe"])
-            assignment = Assignment(config["partition"], config["num_partitions"], recipe)
+            classes = tuple(json.loads(config.get("classes", "[]")))
+            assignment = Assignment(config["partition"], config["num_partitions"], recipe, classes)
             if assignment != self.assignment or self.client is None:
                 self.client = None  # lets the old partition's examples go before the new ones are read
                 self.client = self.open_client(assignment)
@@ -159,11 +162,13 @@ class Session(NumPyClient):
             return (*failed[:-1], report) if isinstance(failed, tuple) else failed
 
     def _fail(self, error: Exception) -> dict:
-        """The one line that goes to the server, and to this client's own end."""
-        self.failure = f"{type(error).__name__}: {clean(error)}" if str(error) else type(error).__name__
-        if type(error).__module__ != "builtins":  # our own errors say all in their words
-            self.failure = clean(error) or type(error).__name__
-        return {"error": self.failure}
+        """What goes to the server, in words of ours alone; the details are shown here."""
+        own = getattr(error, "public", None)
+        self.failure = clean(error) or type(error).__name__
+        if own is None:  # in the user's code, or a fault of ours: show where
+            self.failure = f"{type(error).__name__}: {clean(error)}" if str(error) else type(error).__name__
+            traceback.print_exception(error)
+        return {"error": own or code_failed(error)}
 
     def raise_for_end(self) -> None:
         """Return where the run is done; else end the process with one line and the code of the reason."""
@@ -180,6 +185,17 @@ def title(config: dict) -> str:
     return f"round {config['server_round']}"
 
 
+def code_failed(error: Exception) -> str:
+    """Of an exception of anybody's code only the kind, and that only where Python gave it its name."""
+    kind = f" ({type(error).__name__})" if type(error).__module__ == "builtins" else ""
+    return f"its own code failed{kind}"
+
+
+def numbers(metrics: dict) -> dict[str, float]:
+    """Of a client's metrics what may leave it: texts may hold anything."""
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+
 def summarise(client: Learner) -> dict:
     """What the server gets to know of a client's data; see protocol.DataSummary."""
     numbers = {"train_examples": client.num_train, "test_examples": client.num_test}
@@ -187,6 +203,9 @@ def summarise(client: Learner) -> dict:
     return {**numbers, "statistics": json.dumps(client.buffer_positions), "class_counts": counts}
 
 
-def host_name() -> str:
-    """The same for all clients on a machine, and telling nothing of it."""
-    return hashlib.sha256(uuid.getnode().to_bytes(8, "big")).hexdigest()[:16]
+def host_name(salt: str) -> str:
+    """The same for all clients on a machine in one run; HMAC-SHA256 under the server's salt for the run.
+
+    Of something random, not of the MAC address: that could be found again by trying all.
+    """
+    return hmac.new(salt.encode(), machine_id(), hashlib.sha256).hexdigest()[:16]

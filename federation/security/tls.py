@@ -1,15 +1,18 @@
 """TLS's files, read with care, and its ways to fail, told apart: gRPC calls all of them UNAVAILABLE."""
 
+import codecs
 import socket
 import ssl
+import tempfile
 from pathlib import Path
 
-from federation.console import fail
+from federation.console import fail, read_text
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 PROBE_SECONDS = 5
+BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 NOT_YET_VALID, EXPIRED, OTHER_HOST, OTHER_ADDRESS = 9, 10, 62, 64  # OpenSSL's X509_V_ERR_ codes
 MAKE = "python -m federation.certificates"
 
@@ -48,7 +51,7 @@ def read_server_files(
     except ValueError:
         fail(f"--private-key {private_key} is no private key in PEM; make one with {MAKE}", 2)
     try:
-        _try_handshake(authority, certificate, private_key)
+        _try_handshake(authority, chain, key)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == EXPIRED:
             fail(f"--certificate {certificate} has expired; make a new one with {MAKE} --renew", 2)
@@ -94,7 +97,8 @@ def tls_mismatch(host: str, port: int, root_certificates: bytes | None) -> str |
 
 def _read(flag: str, path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
+        return read_text(content).encode() if content.startswith(BYTE_ORDER_MARKS) else content
     except OSError as error:
         fail(f"{flag} {path} can't be read ({error.strerror}); make it with {MAKE}", 2)
 
@@ -106,10 +110,14 @@ def _verifying(root_certificates: bytes) -> ssl.SSLContext:
     return context
 
 
-def _try_handshake(authority: bytes, certificate: str, private_key: str) -> None:
+def _try_handshake(authority: bytes, chain: bytes, key: bytes) -> None:
     """A handshake with ourselves in memory. Raises ssl.SSLError for what a client would find wrong."""
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(certificate, private_key)
+    with tempfile.TemporaryDirectory() as folder:  # ssl takes files only; these without a byte-order mark
+        files = [Path(folder) / name for name in ("chain", "key")]
+        for path, content in zip(files, (chain, key), strict=True):
+            path.write_bytes(content)
+        serving.load_cert_chain(files[0], files[1])
     asking = _verifying(authority)
     asking.check_hostname = False  # the server can't know by which of its names clients call it
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()

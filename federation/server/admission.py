@@ -1,6 +1,7 @@
 """Who may join: first come, first served for the partitions, after proof of the shared secret."""
 
 import hmac
+import json
 import random
 import secrets
 import threading
@@ -38,8 +39,9 @@ class Admission(ClientManager):
         secret: bytes | None = None,
         waiting_list: bool = True,
         load_timeout: float = 600,
+        classes: list[str] | None = None,
     ) -> None:
-        super().__init__(num_partitions, recipe, notify)
+        super().__init__(num_partitions, recipe, notify, classes)
         self.secret = secret
         self.waiting_list = waiting_list
         self.load_timeout = load_timeout
@@ -98,7 +100,8 @@ class Admission(ClientManager):
     def _hello(self, client: ClientProxy) -> dict:
         """Challenge the client. Raises Refused where the answer won't do."""
         nonce = secrets.token_hex(32)
-        hello = ask(client, {"ask": "hello", "nonce": nonce, "protocol": PROTOCOL}, VERIFY_SECONDS)
+        question = {"ask": "hello", "nonce": nonce, "protocol": PROTOCOL, "salt": self.salt}
+        hello = ask(client, question, VERIFY_SECONDS)
         if self.secret is not None:
             given = str(hello.get("proof", ""))
             if not hmac.compare_digest(proof(self.secret, nonce).encode(), given.encode()):
@@ -116,14 +119,14 @@ class Admission(ClientManager):
         with self.changed:
             if self.closed:
                 raise Refused("over", "the run is over")
-            self.same_classes(hello.classes)
+            self.check_classes(hello.classes)
             before = next((each for each in self.participants.values() if each.instance == hello.instance), None)
             if before is not None:
                 close(before.client)
                 partition = before.partition
             else:
                 partition = self._choose(hello)
-            participant = Participant(partition, client, hello.instance, hello.host)
+            participant = Participant(partition, client, hello.instance, hello.host, hello.classes)
             self.participants[partition] = participant
             return participant
 
@@ -159,6 +162,9 @@ class Admission(ClientManager):
         """Send the assignment; the participant is ready once it says how much data it has."""
         assignment = {"partition": participant.partition, "num_partitions": self.num_partitions}
         question = {"ask": "place", **assignment, "recipe": self.recipe.to_json()}
+        if self.fixed and participant.classes != self.classes:
+            question["classes"] = json.dumps(self.classes)
+            participant.told_classes = True
         answer = ask(participant.client, question, self.load_timeout)
         name = f"client {participant.partition}"
         if "error" in answer:
@@ -176,6 +182,19 @@ class Admission(ClientManager):
             times = self._turned_away[kind]
         if (times <= 3 or times in (10, 100, 1000, 10_000, 100_000)) and not self.closed:
             self.notify("refuse", None, f"turned away: {words}" + (f" ({times:,} times)" if times > 3 else ""))
+
+    def reassign(self, participant: Participant) -> None:
+        participant.ready = False
+        threading.Thread(target=self._reassign, args=(participant,), daemon=True).start()
+
+    def _reassign(self, participant: Participant) -> None:
+        try:
+            self._assign(participant)
+        except Exception as error:  # it refuses, is lost, or says what makes no sense
+            self.unregister(participant.client)
+            words = str(error) if isinstance(error, Refused) else f"client {participant.partition} broke off"
+            self._count_refusal("classes", words)
+            self.tell(participant.client, "refused", words)
 
     # When it is over for a client
 

@@ -1,5 +1,6 @@
 """Who takes part: which client holds which partition, and what it said of its data."""
 
+import secrets
 import threading
 import time
 from abc import abstractmethod
@@ -23,6 +24,8 @@ class Participant:
     client: ClientProxy
     instance: str
     host: str
+    classes: list[str] = field(default_factory=list)  # by its own data
+    told_classes: bool = False  # those of the federation, where they are others
     train_examples: int = 0
     test_examples: int = 0
     class_counts: list[int] = field(default_factory=list)
@@ -49,13 +52,22 @@ class ClientManager(FlowerClientManager):
     notify(event, partition, words) is called from other threads for joins, leaves and refusals.
     """
 
-    def __init__(self, num_partitions: int, recipe: Recipe, notify: Callable[[str, int | None, str], None]) -> None:
+    def __init__(
+        self,
+        num_partitions: int,
+        recipe: Recipe,
+        notify: Callable[[str, int | None, str], None],
+        classes: list[str] | None = None,  # where the server was told them
+    ) -> None:
         self.num_partitions = num_partitions
         self.recipe = recipe
         self.notify = notify
-        self.classes: list[str] = []  # the federation's, from the first client or the resumed run
+        self.salt = secrets.token_hex(16)  # of the names by which clients of one machine are known
+        self.local = recipe.partitioner == "local"  # each client has data of its own
+        self.classes: list[str] = classes or []  # the federation's
+        self.fixed = bool(classes)
         self.buffer_positions: list[int] = []  # of the arrays that are measured, not trained (BatchNorm's)
-        self.started = False  # from the first round on the classes don't change
+        self.started = False
         self.participants: dict[int, Participant] = {}
         self.changed = threading.Condition()
         self.closed = False
@@ -63,6 +75,7 @@ class ClientManager(FlowerClientManager):
     def begin(self, classes: list[str], buffer_positions: list[int]) -> None:
         """From the first round on, or in a resumed run, these don't change."""
         self.classes, self.buffer_positions, self.started = classes, buffer_positions, True
+        self.fixed = True
 
     def ready(self) -> list[Participant]:
         """Participants that can be asked to work, by partition."""
@@ -95,6 +108,10 @@ class ClientManager(FlowerClientManager):
         return next((each for each in self.participants.values() if each.client is client), None)
 
     @abstractmethod
+    def reassign(self, participant: Participant) -> None:
+        """Tell a client that lacks some of the federation's classes which they are; until it answers it isn't ready."""
+
+    @abstractmethod
     def lose(self, client: ClientProxy) -> None:
         """Give up a client that does not answer; it may come back."""
 
@@ -108,18 +125,41 @@ class ClientManager(FlowerClientManager):
 
     # For admission
 
-    def same_classes(self, classes: list[str]) -> None:
-        """The first client's classes are the federation's. Raises Refused for others."""
-        if not self.participants and not self.started:
-            self.classes = classes
-        if classes == self.classes:
-            return
-        theirs, ours = clean(", ".join(classes), 100), clean(", ".join(self.classes), 100)
-        words = f"its classes [{theirs}] are not the federation's [{ours}]"
-        if theirs.endswith("…") or ours.endswith("…"):
-            odd = sorted(set(classes) ^ set(self.classes))
-            words += f"; in one only: {clean(', '.join(odd), 40)}" if odd else "; they are in another order"
-        raise Refused("classes", words)
+    def check_classes(self, classes: list[str]) -> None:
+        """Raises Refused where a client with these classes can't be one of the federation.
+
+        Before the classes are fixed, only a list that more than half of all places share can shut another out, so
+        that a wrong one that comes first does no harm. With data of its own a client may lack some classes.
+        """
+        if self.fixed:
+            fits = set(classes) <= set(self.classes) if self.local else classes == self.classes
+            ours = self.classes
+        else:
+            ours, count = self._commonest()
+            fits = self.local or classes == ours or 2 * count <= self.num_partitions
+        if not fits:
+            raise Refused("classes", different_classes(classes, ours))
+
+    def agree_on_classes(self) -> list[Participant]:
+        """Fix the federation's classes once all are there; returns who has others.
+
+        They are the ones given to the server; else, where each has data of its own, all that any of them has; else
+        those of most.
+        """
+        if not self.fixed:
+            names = {name for each in self.participants.values() for name in each.classes}
+            same = len({tuple(each.classes) for each in self.participants.values()}) == 1
+            self.classes = sorted(names) if self.local and not same else self._commonest()[0]
+            self.fixed = True
+        return [each for each in self.ready() if each.classes != self.classes and not each.told_classes]
+
+    def _commonest(self) -> tuple[list[str], int]:
+        """The list of classes that most participants have, of several the lowest partition's, and how many have it."""
+        lists = [tuple(self.participants[p].classes) for p in sorted(self.participants)]
+        if not lists:
+            return [], 0
+        most = max(lists, key=lists.count)
+        return list(most), lists.count(most)
 
     def settle(self, participant: Participant, summary: DataSummary, name: str) -> int:
         """Make the participant ready; how many are there now, or 0 where it was lost meanwhile. Raises Refused."""
@@ -130,7 +170,7 @@ class ClientManager(FlowerClientManager):
         with self.changed:
             if self.participants.get(participant.partition) is not participant:
                 return 0
-            if counts and len(counts) != len(self.classes):
+            if counts and len(counts) != len(self.classes if participant.told_classes else participant.classes):
                 raise Refused(f"counts {name}", f"{name} counts its images by other classes than it has")
             if not self.started and not self.ready():
                 self.buffer_positions = summary.buffer_positions
@@ -158,3 +198,13 @@ class ClientManager(FlowerClientManager):
     ) -> list[ClientProxy]:
         """The lowest partitions; the rounds do their own client selection."""
         return [each.client for each in self.ready()[:num_clients]]
+
+
+def different_classes(theirs: list[str], ours: list[str]) -> str:
+    """What to say of a client with these classes in a federation with those."""
+    one, other = clean(", ".join(theirs), 100), clean(", ".join(ours), 100)
+    words = f"its classes [{one}] are not the federation's [{other}]"
+    if one.endswith("…") or other.endswith("…"):
+        odd = sorted(set(theirs) ^ set(ours))
+        words += f"; in one only: {clean(', '.join(odd), 40)}" if odd else "; they are in another order"
+    return words

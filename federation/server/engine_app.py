@@ -14,7 +14,7 @@ from federation.results.observers import open_observers
 from federation.results.report import finish
 from federation.results.run_folder import open_run, recorder
 from federation.server.async_server import SERVERS
-from federation.server.client_manager import ClientManager, Participant, Refused
+from federation.server.client_manager import ClientManager, Participant, Refused, different_classes
 from federation.server.dispatch import RunFailed
 from federation.server.options import describe, parse_args
 
@@ -53,6 +53,9 @@ class NodeAdmission(ClientManager):
         super().unregister(client)
         self._invite(client)
 
+    def reassign(self, participant: Participant) -> None:
+        self.drop(participant, different_classes(participant.classes, self.classes))
+
     def drop(self, participant: Participant, words: str) -> None:
         """Leave a node out for good. It lives on, and is only never asked again."""
         super().unregister(participant.client)
@@ -72,7 +75,9 @@ class NodeAdmission(ClientManager):
         said = ""
         while not self._end.is_set() and client.cid not in self._gone:
             try:
-                answer = client.get_properties(GetPropertiesIns({}), self.load_timeout, None).properties
+                answer = client.get_properties(
+                    GetPropertiesIns({"salt": self.salt}), self.load_timeout, None
+                ).properties
                 self._take_in(client, answer)
                 return
             except Refused as refusal:
@@ -100,8 +105,8 @@ class NodeAdmission(ClientManager):
                 raise Refused("partition", f"a node's partition-id {hello.wanted} is not within 0 and {number - 1}")
             if hello.wanted in self.participants:
                 raise Refused("partition", f"two nodes have partition-id {hello.wanted}; give each its own")
-            self.same_classes(hello.classes)
-            participant = Participant(hello.wanted, client, hello.instance, hello.host)
+            self.check_classes(hello.classes)
+            participant = Participant(hello.wanted, client, hello.instance, hello.host, hello.classes)
             self.participants[hello.wanted] = participant
         there = self.settle(participant, read_summary(answer), f"client {participant.partition}")
         words = f"client {participant.partition} joined, {participant.train_examples:,} training images"

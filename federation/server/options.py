@@ -33,6 +33,7 @@ def build_parser(description: str | None) -> Parser:
     add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
     add_flags(parser, [Recipe, ServerSettings])
     add = parser.add_argument_group(JOIN).add_argument
+    add("--classes", nargs="+", metavar="NAME", help="classes of the federation (default: those of the clients)")
     add("--no-waiting-list", action="store_true", help="refuse clients that find no free place")
     add("--secret-file", metavar="FILE", help="the shared secret that clients must prove (or FEDERATION_SECRET)")
     add("--certificate", metavar="FILE", help="the server's TLS certificate")

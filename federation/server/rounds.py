@@ -10,14 +10,14 @@ from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy, mean_metrics
 from federation.compression import TooLarge, num_bytes
 from federation.config import MAIN_METRIC
-from federation.console import command_line, say
+from federation.console import clean, command_line, say
 from federation.protocol import presence
 from federation.results.history import COSINE, STEP_SIZE, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
 from federation.server.acceptance import Acceptance, Evaluation, without_culprit
-from federation.server.client_manager import ClientManager
+from federation.server.client_manager import ClientManager, different_classes
 from federation.server.dispatch import Dispatcher, RoundLost, RunFailed, Stopped
 from federation.server.settings import ServerSettings
 
@@ -177,13 +177,28 @@ class FederatedServer(Server):
         self.folder.save_model(self.weights, self.recipe.model, self.clients.classes)
 
     def _gather_first(self) -> None:
+        """Wait until all clients are there, with classes that fit together."""
         wanted, timeout = self.settings.clients, self.settings.join_timeout
+        deadline = time.monotonic() + timeout
         say(f"waiting for {wanted} clients {presence(len(self.clients.ready()), wanted)}")
-        if not self.dispatcher.wait_ready(wanted, timeout):
-            there = len(self.clients.ready())
-            raise RunFailed(
-                f"{there} of {wanted} clients came within {timeout:g} s; start more, or raise --join-timeout"
-            )
+        while True:
+            if not self.dispatcher.wait_ready(wanted, max(0.0, deadline - time.monotonic())):
+                there = len(self.clients.ready())
+                raise RunFailed(
+                    f"{there} of {wanted} clients came within {timeout:g} s; start more, or raise --join-timeout"
+                )
+            others = self.clients.agree_on_classes()
+            for one in others:
+                if self.clients.local:
+                    lacking = clean(", ".join(sorted(set(self.clients.classes) - set(one.classes))))
+                    say(f"client {one.partition} has no {lacking}, which others have; it is told all classes")
+                    self.clients.reassign(one)
+                else:
+                    self.clients.drop(one, different_classes(one.classes, self.clients.classes))
+            if not others:
+                break
+        if len(self.clients.classes) < 2:
+            raise RunFailed(f"the clients have {len(self.clients.classes)} class; a classifier needs two at least")
 
     def _begin(self, weights: list[np.ndarray]) -> None:
         self._adopt(weights)

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from federation.config import Recipe, ServerSettings
-from federation.results.run_folder import History, RunFolder
+from federation.config import Recipe
+from federation.partition import shares
+from federation.results.comparison import Baseline, Training
+from federation.results.history import History, RoundRecord
+from federation.results.run_folder import RunFolder
+from federation.server.settings import ServerSettings
 
 import numpy as np
 from PIL import Image
 
 import model
-from client import shares
 from data import open_dataset
 
 CLASSES = ["blue", "green", "red"]
@@ -43,29 +46,34 @@ def make_history(recipe: Recipe = RECIPE, clients: int = 2, classes: list[str] |
     history = History(config)
     for i in range(recipe.rounds + 1):
         accuracy = min(1.0, 0.5 + i / 4)
-        row = {"round": i, "accuracy": accuracy, "loss": 1 / (i + 1), "train_loss": 1 / i if i else None}
-        row |= {"clients": clients, "seconds": float(i), "bytes_received": 1000 * i}
-        history.rounds.append({**row, "accuracy_by_client": {str(p): accuracy for p in range(clients)}})
+        record = RoundRecord(i, {"accuracy": accuracy, "loss": 1 / (i + 1)}, {"train_loss": 1 / i} if i else {})
+        record.clients, record.seconds, record.bytes_received = clients, float(i), 1000 * i
+        record.by_client = {"accuracy": {str(p): accuracy for p in range(clients)}}
+        history.rounds.append(record)
     history.events.append({"time": 1e9, "event": "join", "partition": 0, "words": "client 0 joined"})
     return history
 
 
-def make_baseline(history: History, images: int = 48) -> dict:
+def make_baseline(history: History, images: int = 48) -> Baseline:
     """Centralised 0.9 in the end, client p alone 0.5 + p / 10; a second of training in each round, and half of it."""
 
-    def train(share: int, accuracy: float, seconds: float) -> dict:
-        rows = [{**row, "accuracy": accuracy, "seconds": seconds if row["round"] else 0.0} for row in history.rounds]
-        return {"images": share, "rounds": rows}
+    def train(share: int, accuracy: float, seconds: float, partition: int | None = None) -> Training:
+        records = [
+            RoundRecord(each.round, {**each.metrics, "accuracy": accuracy}, seconds=seconds if each.round else 0.0)
+            for each in history.rounds
+        ]
+        return Training(share, records, partition)
 
     clients = history.config["clients"]
-    alone = [{"partition": p, **train(images // clients, 0.5 + p / 10, 0.5)} for p in range(clients)]
-    return {"test_images": 24, "threads": 2, "device": "cpu", "centralised": train(images, 0.9, 1.0), "alone": alone}
+    alone = [train(images // clients, 0.5 + p / 10, 0.5, p) for p in range(clients)]
+    return Baseline(test_images=24, threads=2, device="cpu", centralised=train(images, 0.9, 1.0), alone=alone)
 
 
 def make_run(path: Path, dataset: Path, recipe: Recipe = RECIPE, clients: int = 2) -> RunFolder:
     """A finished run over these images, whose final model is the untrained one."""
     images, history = open_dataset(str(dataset), ""), make_history(recipe, clients)
-    labels, (parts, _) = images.labels("train", 0), shares(images, clients, recipe)
+    labels = images.labels("train", 0)
+    parts, _ = shares(labels, images.labels("test", 0), clients, recipe.partitioner, recipe.alpha, recipe.seed)
     counts = {str(p): np.bincount(labels[part], minlength=3).tolist() for p, part in enumerate(parts)}
     history.config["class_counts"] = counts
     folder = RunFolder(path)

@@ -21,6 +21,7 @@ class FakeClient:
         self.hello = {**usual, "wanted": -1, "held": -1, **hello}
         self.summary = {"train_examples": 100, "test_examples": 10, "statistics": "[2]", **(summary or {})}
         self.partition: int | None = None
+        self.assigned: dict = {}
         self.told: dict = {}
         self.reconnect_in: int | None = None
         self.cid = self.hello["instance"]
@@ -35,7 +36,7 @@ class FakeClient:
             case "hello":
                 answer = self.hello
             case "place":
-                self.partition, answer = ins.config["partition"], self.summary
+                self.partition, self.assigned, answer = ins.config["partition"], ins.config, self.summary
             case "told":
                 self.told, answer = ins.config, {}
         return SimpleNamespace(properties=answer)
@@ -47,9 +48,11 @@ class FakeClient:
 class FakeAdmission:
     """An Admission whose verification of a client is waited for."""
 
-    def __init__(self, num_partitions: int = 3, **options: object):
+    def __init__(self, num_partitions: int = 3, recipe: Recipe | None = None, **options: object):
         self.said: list[str] = []
-        self.admission = Admission(num_partitions, Recipe(), lambda *event: self.said.append(event[2]), **options)
+        self.admission = Admission(
+            num_partitions, recipe or Recipe(), lambda *event: self.said.append(event[2]), **options
+        )
 
     def joins(self, client: FakeClient | None = None, **answers: object) -> FakeClient:
         """A client that connects, once it is admitted or turned away."""

@@ -100,7 +100,7 @@ def test_secured_command(command, tmp_path, secured, my_images):
                 federation.tiny(*secured)
         else:
             server = federation.server("--clients", 1, *QUICK, *server_files, cwd=tmp_path)
-            flags = [*without("--server", flags), "--server", federation.net, "--threads", 1]
+            flags = [*without("--server", flags), "--server", federation.address, "--threads", 1]
             federation.start(command, ROOT / script, *flags, cwd=tmp_path).ends(0)
         server.ends(0)
 

@@ -1,0 +1,364 @@
+"""Whole runs in this process, in milliseconds: what counts, what is left out, how a run ends and goes on."""
+
+import signal
+
+from federation.compression import TooLarge
+from federation.results.observers import Observers
+from federation.results.run_folder import RunFolder
+from federation.server.dispatch import Dispatcher
+
+import numpy as np
+import pytest
+from helpers.in_process import Learner, federation, lost, slow
+
+
+def finite(weights: list[np.ndarray]) -> bool:
+    return all(np.isfinite(array).all() for array in weights)
+
+
+def reasons(server) -> list[tuple[int, int, str]]:
+    return [(row["round"], row["partition"], row["reason"]) for row in server.history.rejected]
+
+
+def nan_in(bad_round: int):
+    def fit(number, weights, examples, metrics):
+        return ([weights[0] * np.nan, *weights[1:]] if number == bad_round else weights), examples, metrics
+
+    return fit
+
+
+# One round
+
+
+def test_a_round_selects_fits_validates_aggregates_evaluates_and_records(tmp_path, monkeypatch):
+    order = []
+    server = federation(tmp_path, [Learner(), Learner()], rounds=1)
+    for owner, name in (
+        (server.dispatcher, "select"),
+        (server.dispatcher, "fit"),
+        (server.acceptance, "updates"),
+        (server.dispatcher, "evaluate"),
+        (server.folder, "save_checkpoint"),
+    ):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, name=name, real=real: (order.append(name), real(*a))[1])
+    real = server._adopt
+    server._adopt = lambda weights: (real(weights), spy(server, order))[0]
+    server.federate()
+    assert server.exit_code == 0
+    untrained = ["evaluate", "save_checkpoint"]
+    assert order == [*untrained, "select", "fit", "updates", "aggregate", "evaluate", "save_checkpoint"]
+
+
+def spy(server, order: list[str]) -> None:
+    aggregate = server.aggregator.aggregate
+    server.aggregator.aggregate = lambda *a: (order.append("aggregate"), aggregate(*a))[1]
+
+
+def test_the_model_is_the_mean_by_examples_and_so_are_the_metrics(tmp_path):
+    server = federation(tmp_path, [Learner(step=1, examples=10), Learner(step=5, examples=30)], rounds=2)
+    server.federate()
+    assert server.weights[0].tolist() == [8, 8]  # (1 * 10 + 5 * 30) / 40 = 4 a round
+    assert server.weights[1].tolist() == [0.25]
+    assert server.weights[2] == 2
+    untrained, first, second = server.history.rounds
+    assert [each.metrics["accuracy"] for each in (untrained, first, second)] == [0, 4, 8]
+    assert first.metrics["f1"] == (10 * 10 + 30 * 30) / 40
+    assert (untrained.train_metrics, first.train_metrics) == ({}, {"train_loss": 1.0})
+    assert [each.clients for each in (untrained, first, second)] == [2, 2, 2]
+    assert first.bytes_received == 2 * (2 * 4 + 4 + 8)
+    assert first.by_client["accuracy"] == {"0": 4.0, "1": 4.0}
+
+
+def test_a_nan_update_is_left_out_and_named_and_the_run_goes_on(tmp_path, capsys):
+    server = federation(tmp_path, [Learner(1), Learner(9, fit=nan_in(2)), Learner(2)])
+    server.federate()
+    assert server.exit_code == 0
+    assert [each.clients for each in server.history.rounds] == [3, 3, 2, 3]
+    assert reasons(server) == [(2, 1, "array 0 holds NaN or infinite values")]
+    assert "round 2: client 1 left out: array 0 holds NaN or infinite values\n" in capsys.readouterr().out
+    assert server.weights[0][0] == pytest.approx(4 + 1.5 + 4)
+
+
+def test_three_bad_updates_in_a_row_cost_the_place_and_a_good_one_in_between_forgives(tmp_path):
+    always = Learner(fit=lambda n, w, e, m: (w, 10**9, m))
+    now_and_then = Learner(fit=lambda n, w, e, m: (w, 10**9 if n % 3 else e, m))
+    server = federation(tmp_path, [Learner(), always, now_and_then], rounds=5, min_clients=1)
+    server.federate()
+    assert server.exit_code == 0
+    assert list(server.clients.dropped) == [1]
+    assert server.clients.dropped[1].startswith("3 bad updates in a row, the last: it claims 1000000000 examples")
+    assert now_and_then.fitted == [1, 2, 3, 4, 5]
+
+
+def test_a_client_that_says_it_failed_is_dropped_at_once(tmp_path):
+    failing = Learner(fit=lambda n, w, e, m: ([], 0, {"error": "its own code failed"}))
+    server = federation(tmp_path, [Learner(), failing])
+    server.federate()
+    assert server.clients.dropped == {1: "it failed"}
+    assert reasons(server)[0] == (1, 1, "it says: its own code failed")
+
+
+def test_a_client_that_breaks_off_or_takes_too_long_is_left_out(tmp_path, capsys):
+    learners = [Learner(), Learner(fit=lambda n, *a: lost() if n == 1 else a), Learner(fit=slow(1.0))]
+    server = federation(tmp_path, learners, rounds=1, round_timeout=0.3)
+    server.federate()
+    assert server.exit_code == 0
+    assert [each.clients for each in server.history.rounds] == [3, 1]
+    assert "client 2 did not answer within 0.3 s (--round-timeout)" in capsys.readouterr().out
+
+
+def test_selection_is_a_sorted_draw_from_seed_and_round(tmp_path):
+    learners = [Learner() for _ in range(10)]
+    server = federation(tmp_path, learners, fraction_fit=0.3, rounds=4, seed=7)
+    server.federate()
+    for number in range(1, 5):
+        drawn = np.random.default_rng([7, number]).choice(10, 3, replace=False)
+        assert [p for p, learner in enumerate(learners) if number in learner.fitted] == sorted(drawn)
+
+
+# Updates out of line
+
+
+def test_an_update_scaled_a_hundredfold_is_left_out_with_its_figures(tmp_path):
+    server = federation(tmp_path, [Learner(1), Learner(100), Learner(1.5)], rounds=2)
+    server.federate()
+    assert server.exit_code == 0
+    assert [row[:2] for row in reasons(server)] == [(1, 1), (2, 1)]
+    words = "its step (L2 norm 141) is 66.7 times the median, above --outlier-factor 20"
+    assert reasons(server)[0][2] == words
+    assert server.weights[0][0] == pytest.approx(2.5)
+    assert server.history.rounds[1].by_client["step_size"] == pytest.approx(
+        {"0": 2**0.5, "1": 100 * 2**0.5, "2": 1.5 * 2**0.5}
+    )
+
+
+def test_outliers_count_where_the_check_is_off_or_only_two_can_be_compared(tmp_path):
+    for number, (learners, factor) in enumerate([([1, 100, 1], 0.0), ([1, 100], 20.0)]):
+        (tmp_path / str(number)).mkdir()
+        server = federation(tmp_path / str(number), [Learner(s) for s in learners], rounds=1, outlier_factor=factor)
+        server.federate()
+        assert reasons(server) == []
+        assert server.weights[0][0] == pytest.approx(sum(learners) / len(learners))
+
+
+def test_a_steps_cosine_is_to_the_mean_of_the_others(tmp_path):
+    server = federation(tmp_path, [Learner(1), Learner(2), Learner(-1)], rounds=1)
+    server.federate()
+    # The others' means: (2 - 1) / 2 > 0, (1 - 1) / 2 = 0, which has no direction, and (1 + 2) / 2 > 0.
+    assert server.history.rounds[1].by_client["cosine"] == pytest.approx({"0": 1.0, "2": -1.0})
+
+
+def negative_variance(number, weights, examples, metrics):
+    return [weights[0], -np.ones(1, np.float32) * 9, weights[2]], examples, metrics
+
+
+def test_the_update_that_makes_the_model_useless_is_found_and_the_round_made_without_it(tmp_path, capsys):
+    learners = [Learner(1), Learner(1, fit=negative_variance), Learner(2)]
+    server = federation(tmp_path, learners, rounds=1, strategy="fedadam")
+    server.federate()
+    quiet = federation(tmp_path / "quiet", [Learner(1), Learner(2)], rounds=1, strategy="fedadam")
+    quiet.federate()
+    assert server.exit_code == 0
+    assert [array.tobytes() for array in server.weights] == [array.tobytes() for array in quiet.weights]
+    ((number, partition, reason),) = reasons(server)
+    assert (number, partition) == (1, 1)
+    assert reason.startswith("with its update most clients can't evaluate the model; its step is ")
+    assert "looking for the update that is to blame" in capsys.readouterr().out
+    assert [each.strikes for each in server.clients.ready()] == [0, 1, 0]
+
+
+def test_where_no_single_update_is_to_blame_the_model_stays_and_nobody_is(tmp_path, capsys):
+    bad = [Learner(1, fit=negative_variance) for _ in range(2)]
+    server = federation(tmp_path, [Learner(1), *bad], rounds=2)
+    server.federate()
+    assert server.exit_code == 1  # no update of any client ever counted
+    assert "no single update is to blame; none of the round counts" in capsys.readouterr().out
+    assert [each.clients for each in server.history.rounds] == [3, 0, 0]
+    assert server.weights[0].tolist() == [0, 0]
+
+
+def test_one_client_that_cant_evaluate_a_good_model_is_left_out_alone(tmp_path):
+    odd = Learner(evaluate=lambda n, loss, e, m: (float("nan"), e, m))
+    server = federation(tmp_path, [Learner(), odd, Learner()], rounds=1)
+    server.federate()
+    assert [row for row in reasons(server) if row[0] == 1] == [(1, 1, "its loss is nan")]
+    assert server.history.rounds[1].clients == 3
+
+
+# How a run ends
+
+
+def test_a_run_in_which_no_update_ever_counted_has_failed(tmp_path, capsys):
+    server = federation(tmp_path, [Learner(fit=lambda n, w, e, m: (w[:1], e, m)) for _ in range(2)], rounds=2)
+    server.federate()
+    assert server.exit_code == 1
+    assert server.clients.told[0] == "failed"
+    said = capsys.readouterr().out
+    assert "error: no update of any client counted, so the model is the untrained one" in said
+    assert "--resume" not in said
+    assert not (server.folder.path / "model.npz").exists()
+
+
+def test_the_target_ends_the_run_after_the_round_that_reaches_it(tmp_path, capsys):
+    server = federation(tmp_path, [Learner(0.3), Learner(0.3)], rounds=9, target_accuracy=0.5)
+    server.federate()
+    assert server.exit_code == 0
+    assert [each.round for each in server.history.rounds] == [0, 1, 2]
+    assert "accuracy 0.5 reached after round 2 (--target-accuracy)" in capsys.readouterr().out
+
+
+def test_too_few_clients_end_the_run_with_1_and_keep_the_checkpoint(tmp_path, capsys):
+    gone = [Learner(fit=lambda n, *a: lost() if n == 2 else a) for _ in range(2)]
+    server = federation(tmp_path, [Learner(), *gone])
+    server.federate()
+    assert server.exit_code == 1
+    said = capsys.readouterr().out
+    assert "1 of 3 clients left after round 2, and --min-clients is 2; the checkpoint is kept; start more" in said
+    assert f"then go on with: python server.py --resume {server.folder.path}" in said
+    assert server.folder.load_checkpoint().server_round == 2
+
+
+def test_nobody_comes_and_the_server_does_not_wait_without_end(tmp_path, capsys):
+    server = federation(tmp_path, [Learner()])
+    server.clients.participants.clear()
+    server.federate()
+    assert server.exit_code == 1
+    assert "0 of 1 clients came within 0.2 s; start more, or raise --join-timeout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_in_order_and_says_how_to_go_on(tmp_path, capsys, number, code):
+    interrupt = Learner(fit=lambda n, *usual: (server._on_signal(number, None), usual)[1] if n == 2 else usual)
+    server = federation(tmp_path, [interrupt])
+    server.federate()
+    assert server.exit_code == code
+    assert server.clients.told == ("stopped", f"the server was stopped by {number.name} after round 1")
+    assert f"stopped by {number.name} after round 1; go on with: python server.py --resume" in capsys.readouterr().out
+
+
+def test_a_path_with_a_space_is_quoted_in_the_command_to_go_on_with(tmp_path, capsys):
+    (tmp_path / "zweiter Lauf").mkdir()
+    server = federation(tmp_path / "zweiter Lauf", [Learner(fit=lost)])
+    server.federate()
+    assert f"--resume '{server.folder.path}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "can't be written (No space left on device); free or change the disk"),
+        (TooLarge("array 0 holds 7e+04"), "the new model can't be sent: array 0 holds 7e+04; begin a new run"),
+    ],
+)
+def test_what_the_machine_or_the_model_refuses_is_one_line(tmp_path, monkeypatch, capsys, error, words):
+    server = federation(tmp_path, [Learner()])
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(server.folder, "save_checkpoint", fail)
+    server.federate()
+    said = capsys.readouterr()
+    assert server.exit_code == 1
+    assert words in said.out
+    assert said.err == ""
+    assert server.clients.told[0] == "failed"
+
+
+def test_a_fault_of_ours_is_shown_whole_and_nobody_waits(tmp_path, monkeypatch, capsys):
+    server = federation(tmp_path, [Learner()])
+    monkeypatch.setattr(Dispatcher, "select", lambda self, number: 1 / 0)
+    server.federate()
+    assert server.exit_code == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert server.clients.told == ("failed", "the server failed (ZeroDivisionError)")
+
+
+def test_no_client_can_send_the_untrained_model(tmp_path, monkeypatch, capsys):
+    server = federation(tmp_path, [Learner()])
+    monkeypatch.setattr("helpers.in_process.START", [])
+    server.federate()
+    assert server.exit_code == 1
+    said = capsys.readouterr().out
+    assert "client 0 can't send the untrained model: it holds no arrays" in said
+    assert "no client could send the untrained model; look at what the clients print" in said
+
+
+# Lost and resumed
+
+
+def test_a_round_that_loses_all_its_clients_is_done_again_with_the_same_bits(tmp_path, capsys):
+    def once(in_round: int):
+        seen = set()
+
+        def fit(number, *usual):
+            if number == in_round and number not in seen:
+                seen.add(number)
+                lost()
+            return usual
+
+        return fit
+
+    quiet = federation(tmp_path / "quiet", [Learner(1), Learner(2)], strategy="fedadam")
+    quiet.federate()
+    learners = [Learner(1, fit=once(2)), Learner(2, fit=once(2))]
+    server = federation(tmp_path, learners, strategy="fedadam", rejoin_wait=5.0, back=0.05)
+    server.federate()
+    assert server.exit_code == 0
+    assert [array.tobytes() for array in server.weights] == [array.tobytes() for array in quiet.weights]
+    words = "round 2: all its clients were lost; it is done again once they are back (--rejoin-wait 5 s)"
+    assert words in capsys.readouterr().out
+
+
+def test_a_round_whose_clients_never_come_back_ends_the_run(tmp_path, capsys):
+    server = federation(tmp_path, [Learner(evaluate=lambda n, *a: lost() if n == 1 else a) for _ in range(2)])
+    server.federate()
+    assert server.exit_code == 1
+    assert "0 of 2 clients left after round 0, and --min-clients is 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedavgm"])
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_resumed_run_ends_with_the_bits_of_a_quiet_one(tmp_path, strategy, stop):
+    steps = (1, 2, 4)
+    quiet = federation(tmp_path / "quiet", [Learner(s) for s in steps], strategy=strategy)
+    quiet.federate()
+    learners = [Learner(s) for s in steps]
+    server = federation(tmp_path, learners, strategy=strategy)
+    learners[0].bad_fit = lambda n, *usual: (server._on_signal(15, None), usual)[1] if n == stop + 1 else usual
+    server.federate()
+    assert server.rounds_done == stop
+    again = federation(tmp_path, [Learner(s) for s in steps], strategy=strategy, resume=True)
+    again.federate()
+    assert again.exit_code == 0
+    assert [array.tobytes() for array in again.weights] == [array.tobytes() for array in quiet.weights]
+    assert [each.round for each in RunFolder(again.folder.path).load_history().rounds] == [0, 1, 2, 3]
+
+
+class Recorder:
+    def __init__(self):
+        self.told = []
+
+    def begin(self, history):
+        self.told.append("begin")
+
+    def round(self, record):
+        self.told.append(record.round)
+
+    def end(self, exit_code):
+        self.told.append(("end", exit_code))
+
+
+def test_observers_hear_of_the_beginning_every_round_and_the_end(tmp_path):
+    one, two = Recorder(), Recorder()
+    federation(tmp_path, [Learner()], rounds=2, observers=Observers([one, two])).federate()
+    assert one.told == two.told == ["begin", 0, 1, 2, ("end", 0)]
+
+
+def test_clients_of_one_class_are_too_few_classes(tmp_path, capsys):
+    server = federation(tmp_path, [Learner()])
+    server.clients.participants[0].classes = ["cat"]
+    server.federate()
+    assert server.exit_code == 1
+    assert "the clients have 1 class; a classifier needs two at least" in capsys.readouterr().out
