@@ -10,7 +10,7 @@ from federation.console import Parser, fail
 import torch
 
 import model
-from data import SIDE, DataError, read_image
+from data import INPUT_SHAPE, SIDE, DataError, read_image
 
 EPILOG = """\
 examples:
@@ -66,7 +66,7 @@ def export(network: torch.nn.Module, classes: list[str], path: str) -> None:
 def main() -> int:
     args = parse_args()
     try:
-        network, classes = model_file.load(args.model, model)
+        network, classes = model_file.load(args.model, model, INPUT_SHAPE)
     except model_file.ModelFileError as error:
         fail(f"--model {error}")
     if args.onnx:

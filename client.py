@@ -23,11 +23,13 @@ import torch
 from flwr.client import NumPyClient
 
 import model
-from data import DataError, load, open_dataset
+from data import INPUT_SHAPE, DataError, load, open_dataset
 
 
 class CifarClient(NumPyClient):
     """A network, this client's images, and Flower's four functions."""
+
+    input_shape = INPUT_SHAPE
 
     def __init__(self, dataset, assignment: Assignment, device: str = "cpu") -> None:
         recipe, own, self.dataset = assignment.recipe, assignment.partition, dataset
@@ -103,7 +105,7 @@ def main(args) -> None:
     take_part(session, args.server, wait=args.wait, root_certificates=certificates)
     client = session.client
     if args.save:
-        model_file.save(args.save, client.network, client.recipe.model, client.classes)
+        model_file.save(args.save, client.network, client.recipe.model, client.classes, INPUT_SHAPE)
     show_final_model(session, args.save, lambda images: model.predict(client.network, images))
 
 

@@ -4,17 +4,17 @@ A data set has class names, labels(split, seed) for all its examples, and images
 that reads only those. Splits are "train" and "test"; images are (n, 3, 32, 32) uint8, labels (n,) int64.
 """
 
-import socket
-import sys
 from pathlib import Path
 
 from federation.client import image_files
+from federation.client.cifar10 import load_cifar10
 from federation.client.image_files import DataError
 from federation.console import say
 
 import numpy as np
 
 SIDE = 32  # pixels
+INPUT_SHAPE = [3, SIDE, SIDE]
 
 
 class Folder:
@@ -75,51 +75,17 @@ class Cifar10:
 
     def __init__(self, data_dir: str):
         self.root = data_dir
-        test = self._load("test", download=True)
+        test = load_cifar10(data_dir, "test")
         self.classes = list(test.classes)
         self._labels = {"test": np.array(test.targets, np.int64)}
 
-    def _load(self, split: str, download: bool = False):  # -> torchvision.datasets.CIFAR10
-        from filelock import FileLock  # both only here: importing torchvision costs 170 MB and a second
-        from torchvision.datasets import CIFAR10
-
-        try:
-            return CIFAR10(self.root, train=split == "train")  # complete, even where it may only be read
-        except RuntimeError:
-            pass
-        try:
-            Path(self.root).mkdir(parents=True, exist_ok=True)
-            with FileLock(Path(self.root) / ".download.lock"):  # of several clients, one downloads
-                socket.setdefaulttimeout(30)  # a firewall that swallows packets must not hang us
-                if not (Path(self.root) / CIFAR10.base_folder).exists():
-                    print(f"downloading CIFAR-10 (170 MB, once) into {self.root}", file=sys.stderr)
-                return CIFAR10(self.root, train=split == "train", download=download)
-        except Exception as error:  # urllib, tarfile and torchvision raise a dozen kinds between them
-            reason = getattr(error, "reason", None) or error
-            odd = self._incomplete(CIFAR10)
-            raise DataError(
-                f"CIFAR-10 can't be had in {self.root} ({odd}{type(error).__name__}: {reason}); "
-                "use --dataset synthetic, or --dataset FOLDER with images of your own"
-            ) from None
-        finally:
-            socket.setdefaulttimeout(None)
-
-    def _incomplete(self, kind) -> str:
-        """Which file of a CIFAR-10 that is there is damaged or missing."""
-        from torchvision.datasets.utils import check_integrity
-
-        folder = Path(self.root) / kind.base_folder
-        files = [(folder / name, md5) for name, md5 in kind.train_list + kind.test_list] if folder.exists() else []
-        odd = [path for path, md5 in files if not check_integrity(path, md5)]
-        return f"{odd[0]} is {'damaged' if odd[0].exists() else 'missing'}; " if odd else ""
-
     def labels(self, split: str, seed: int) -> np.ndarray:
         if split not in self._labels:  # kept, as every load takes a second for its checksums
-            self._labels[split] = np.array(self._load(split).targets, np.int64)
+            self._labels[split] = np.array(load_cifar10(self.root, split).targets, np.int64)
         return self._labels[split]
 
     def images(self, split: str, indices: np.ndarray, seed: int) -> np.ndarray:
-        return np.ascontiguousarray(self._load(split).data[indices].transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(load_cifar10(self.root, split).data[indices].transpose(0, 3, 1, 2))
 
 
 class Synthetic:

@@ -19,13 +19,14 @@ import torch
 from tqdm import tqdm
 
 import model
-from data import DataError, load, open_dataset
+from data import INPUT_SHAPE, DataError, load, open_dataset
 
 SHOWN = 25
 CHUNK = 500  # images at a time
 EXAMPLES = """\
-example:
+examples:
   python evaluate.py --run runs/2026-11-22-140000 --dataset my-images
+  python evaluate.py --run runs/2026-11-22-140000 --show-images      with 25 test images and their mistakes
 """
 
 
@@ -71,19 +72,20 @@ def open_run(args: argparse.Namespace) -> tuple[RunFolder, History, Recipe, Any]
     return folder, history, recipe, dataset
 
 
-def draw(folder: RunFolder) -> None:
-    for path in report.write(folder):
+def draw(folder: RunFolder, show_images: bool = False) -> None:
+    for path in report.write(folder, show_images):
         say(f"drew {path}")
 
 
 def main() -> None:
     parser = Parser(__doc__, usage="%(prog)s --run RUN_DIR [options]", epilog=EXAMPLES)
     add_run_flags(parser)
+    parser.add_argument("--show-images", action="store_true", help="also draw test images, into the page too")
     args = parser.parse_args()
     folder, _, recipe, dataset = open_run(args)
     torch.set_num_threads(num_cores())
     try:
-        network, classes = model_file.load(str(folder.path / "model.npz"), model)
+        network, classes = model_file.load(str(folder.path / "model.npz"), model, INPUT_SHAPE)
         truth = dataset.labels("test", recipe.seed)
         images, _ = load(dataset, "test", np.arange(len(truth)), recipe.seed)
     except (model_file.ModelFileError, DataError) as error:
@@ -94,14 +96,12 @@ def main() -> None:
     say(f"{folder.path / 'model.npz'}: {confusion.trace():,} of {len(truth):,} test images right")
     say(f"accuracy {confusion.trace() / len(truth):.4f}\n\n{in_columns(by_class(confusion, classes))}\n")
     chosen = np.random.default_rng(recipe.seed).permutation(len(truth))[:SHOWN]
-    some = {
-        "images": images[torch.from_numpy(chosen)].numpy(),
-        "truth": truth[chosen],
-        "prediction": prediction[chosen],
-    }
+    some = {"truth": truth[chosen], "prediction": prediction[chosen]}
+    if args.show_images:  # else none gets into the folder, nor into a page that may be passed on
+        some["images"] = images[torch.from_numpy(chosen)].numpy()
     try:
         write_whole(folder.path / "predictions.npz", lambda file: np.savez(file, confusion=confusion, **some))
-        draw(folder)
+        draw(folder, args.show_images)
     except OSError as error:
         fail(f"{folder.path} can't be written ({error.strerror})")
 

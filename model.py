@@ -1,6 +1,5 @@
 """The network: how it is built, trained and evaluated. Replace this file for your own.
 
-The recipe of `cnn` is made for a handful of rounds on a CPU: three passes over the data in all.
 Images are (n, 3, 32, 32) uint8 tensors throughout; they become floats one batch at a time.
 """
 
@@ -9,6 +8,7 @@ from typing import Any
 
 from federation.client.weights import buffer_positions, get_weights, set_weights
 from federation.config import Recipe
+from federation.console import say
 
 import torch
 from torch import nn
@@ -31,7 +31,6 @@ class Cnn(nn.Module):
 
     def __init__(self, num_classes: int):
         super().__init__()
-        self.num_classes = num_classes
         self.stem = nn.Conv2d(3, 32, 4, stride=2, padding=1, bias=False)
         self.stem.weight.data = cosine_filters(32, 4)
         self.norm = nn.BatchNorm2d(32, momentum=0.4)  # a round is a few hundred steps: forget quickly
@@ -81,7 +80,6 @@ class LeNet(nn.Sequential):
             nn.Flatten(),
             nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, num_classes),
         )  # fmt: skip
-        self.num_classes = num_classes
 
 
 NETWORKS = {"cnn": Cnn, "lenet": LeNet}
@@ -118,24 +116,16 @@ def train_round(
 ) -> dict[str, float]:
     """One client's local training in one server round, in place; returns its metrics, by names that begin with train_.
 
-    part: which part of the whole run (0 to 1, all rounds) this is, as the learning rate's schedule spans the run;
-    the round's own unless given. title: of the progress bar. The loss is the one trained on: smoothed, and
-    corrected for the client's mix of classes, so it compares only with itself.
+    part: of the whole run (0 to 1, all rounds), as the learning rate's schedule spans it; the round's own unless
+    given. title: of the progress bar. The loss is the one trained on, smoothed and adjusted (see priors).
     """
     start, end = part or ((server_round - 1) / recipe.rounds, server_round / recipe.rounds)
-    device = next(network.parameters()).device
-    network.train()
     parameters: list[torch.Tensor] = [each for each in network.parameters() if each.requires_grad]  # frozen ones stay
-    momenta: list[torch.Tensor | None] = [None] * len(parameters)
-    # The log of the client's own class frequencies, added to the logits, takes its mix of classes out of what the
-    # network learns: it is not rewarded for forgetting the classes that this client lacks. Logit adjustment, Menon
-    # et al. 2021, arXiv:2007.07314; for federations Zhang et al. 2022, arXiv:2209.00189. An even mix: no effect.
-    num_classes: Any = network.num_classes
-    prior = torch.bincount(labels, minlength=num_classes).float() + 0.01
-    prior = (prior / prior.sum()).to(device)
-    log_prior = prior.log()
-    targets = (1 - SMOOTHING) * torch.eye(num_classes, device=device) + SMOOTHING * prior  # a row a class
-
+    if not parameters:
+        say("all layers of the network are frozen: there is nothing to train")
+        return {"train_loss": evaluate(network, images, labels)["loss"]}
+    device = parameters[0].device
+    network.train()
     generator = torch.Generator().manual_seed(recipe.round_seed(partition, server_round))
     orders = [torch.randperm(len(images), generator=generator) for _ in range(recipe.local_epochs)]
     batches = [batch for order in orders for batch in order.split(max(recipe.batch_size, 2))]
@@ -143,25 +133,51 @@ def train_round(
         batches = [batch for batch in batches if len(batch) > 1]  # BatchNorm cannot learn from one example
     else:
         network.eval()  # the only way to learn from one: by the statistics that came with the weights
+    momenta: list[torch.Tensor | None] = [None] * len(parameters)
     start_weights = [each.detach().clone() for each in parameters] if recipe.proximal_mu else []
+    log_prior = targets = torch.empty(0)
     total, seen = 0.0, 0
     for done, batch in enumerate(tqdm(batches, title, unit=" batches", leave=False, disable=None)):
         t = start + (end - start) * (done + 0.5) / len(batches)
         x = to_input(images[batch], device)
-        if t < SMALL_UNTIL and network.any_size:
+        if t < SMALL_UNTIL and getattr(network, "any_size", False):
             x = F.interpolate(x, size=SMALL, mode="area")
-        target = targets[labels[batch].to(device)]  # (n, classes)
-        loss = F.cross_entropy(network(x) + log_prior, target)
-        gradients = list(torch.autograd.grad(loss, parameters))
+        logits = logits_of(network, x)
+        if not done:
+            log_prior, targets = priors(labels, logits.shape[1], device)
+        loss = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        used = [i for i, gradient in enumerate(gradients) if gradient is not None]  # forward may skip a layer
         with torch.no_grad():
             # FedProx, Li et al. 2020, arXiv:1812.06127: the gradient of mu / 2 |w - start|^2; no start without it.
-            for gradient, w, start_w in zip(gradients, parameters, start_weights, strict=False):
-                gradient += recipe.proximal_mu * (w - start_w)
+            for i in used if start_weights else ():
+                gradients[i].add_(parameters[i] - start_weights[i], alpha=recipe.proximal_mu)
             # torch.optim.SGD as a function: the class imports torch's compiler, a second for each client.
-            sgd(parameters, gradients, momenta, lr=recipe.learning_rate * rate_at(t), **SGD)
+            own: list[Any] = [[each[i] for i in used] for each in (parameters, gradients, momenta)]
+            sgd(*own, lr=recipe.learning_rate * rate_at(t), **SGD)
+            for i, momentum in zip(used, own[2], strict=True):
+                momenta[i] = momentum
         total += loss.item() * len(batch)
         seen += len(batch)
     return {"train_loss": total / max(seen, 1)}
+
+
+def priors(labels: torch.Tensor, num_classes: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log of this client's class frequencies, (classes,), and smoothed targets, a row a class.
+
+    Added to the logits, it takes its mix of classes out of what the network learns: it is not rewarded for forgetting
+    the classes that this client lacks. Logit adjustment, Menon et al. 2021, arXiv:2007.07314; for federations Zhang
+    et al. 2022, arXiv:2209.00189. An even mix: no effect.
+    """
+    prior = torch.bincount(labels, minlength=num_classes).float() + 0.01
+    prior = (prior / prior.sum()).to(device)
+    return prior.log(), (1 - SMOOTHING) * torch.eye(num_classes, device=device) + SMOOTHING * prior
+
+
+def logits_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(n, classes); of a network with auxiliary outputs, such as torchvision's GoogLeNet in training, the first."""
+    out = network(x)
+    return out if isinstance(out, torch.Tensor) else out[0]
 
 
 @torch.inference_mode()
@@ -171,7 +187,7 @@ def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
     network.eval()
     loss, right = 0.0, 0
     for batch, truth in zip(images.split(500), labels.to(device).split(500), strict=True):
-        logits = network(to_input(batch, device))  # (500, classes)
+        logits = logits_of(network, to_input(batch, device))  # (500, classes)
         loss += F.cross_entropy(logits, truth, reduction="sum").item()
         right += (logits.argmax(1) == truth).sum().item()
     return {"loss": loss / len(images), "accuracy": right / len(images)}
@@ -182,4 +198,4 @@ def predict(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Probabilities (n, classes) on the CPU."""
     device = next(network.parameters()).device
     network.eval()
-    return torch.cat([network(to_input(batch, device)).softmax(1).cpu() for batch in images.split(500)])
+    return torch.cat([logits_of(network, to_input(batch, device)).softmax(1).cpu() for batch in images.split(500)])

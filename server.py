@@ -39,6 +39,7 @@ def main() -> None:
         waiting_list=not args.no_waiting_list,
         load_timeout=settings.round_timeout,
         classes=args.classes,
+        max_message_bytes=args.max_message_bytes,
     )
     strategy = STRATEGIES[settings.strategy]  # Flower's FedAvg unless --strategy names another
     server = SERVERS[settings.mode](clients, strategy, settings, run, observers)
@@ -60,7 +61,7 @@ def serve(server: Server, args: argparse.Namespace, certificates: tuple[bytes, b
         server_address=args.address,
         server=server,
         config=ServerConfig(num_rounds=args.recipe.rounds),
-        grpc_max_message_length=int(args.max_message_mb * 1_000_000),
+        grpc_max_message_length=args.max_message_bytes,
         certificates=certificates,
     )
 

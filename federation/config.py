@@ -168,7 +168,7 @@ def _checked(each: dataclasses.Field, value: Any) -> Any:
     """The value in its type and today's spelling. Raises ValueError."""
     kind, options, name = _kind(each), each.metadata, flag(each.name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, kind) or isinstance(value, bool):
         word = {int: "a whole number", float: "a number", str: "a word"}[kind]
         raise PublicError(f"{name} must be {word}, got {value!r}")

@@ -53,6 +53,8 @@ class DataSummary:
     test_examples: int
     buffer_positions: list[int]  # of the arrays that are measured, not trained (BatchNorm's)
     class_counts: list[int]  # training examples by class, where the client says so
+    input_shape: list[int]  # of one example, where the client says so
+    model_bytes: int  # of its weights, uncompressed; 0 where the client does not say it
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ def read_summary(answer: dict) -> DataSummary:
     positions, counts = (
         [_integer(item) for item in _list(answer.get(name, "[]"))] for name in ("statistics", "class_counts")
     )
+    shape = [_integer(item) for item in _list(answer.get("input_shape", "[]"))]
     if counts and (min(counts) < 0 or sum(counts) != train):
         raise ValueError("examples by class are not those in all")
-    return DataSummary(train, test, positions, counts)
+    return DataSummary(train, test, positions, counts, shape, _integer(answer.get("model_bytes", 0)))
 
 
 def proof(secret: bytes, nonce: str) -> str:

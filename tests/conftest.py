@@ -1,7 +1,11 @@
 """Read by pytest before any test file."""
 
 import importlib
+import inspect
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +22,24 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def federation(tmp_path: Path):
     with Federation(tmp_path) as federation:
         yield federation
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes: those that take seconds, and that -m "not processes" leaves out."""
+    for item in items:
+        fixtures = [each.func for found in item._fixtureinfo.name2fixturedefs.values() for each in found]
+        if any(_starts_processes(thing, set()) for thing in [item.function, *fixtures]):
+            item.add_marker(pytest.mark.processes)
+
+
+def _starts_processes(thing: object, seen: set[object]) -> bool:
+    """Whether the source of a test, a fixture or a helper names subprocess, or what does, anywhere in tests/."""
+    if thing is subprocess:
+        return True
+    ours = inspect.isfunction(thing) or inspect.isclass(thing)
+    if not ours or thing in seen or not thing.__module__.startswith(("test_", "helpers.", "conftest")):
+        return False
+    seen.add(thing)
+    known = vars(sys.modules[thing.__module__])
+    words = set(re.findall(r"\w+", inspect.getsource(thing)))
+    return any(_starts_processes(known[word], seen) for word in words & set(known))

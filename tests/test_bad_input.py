@@ -229,6 +229,7 @@ def test_a_run_folder_that_cant_be_written_is_refused(nowhere):
 def test_a_secret_file_that_is_missing_or_empty_is_wrong_use(nowhere, tmp_path):
     missing, empty = tmp_path / "missing", tmp_path / "empty"
     empty.write_text(" \n")
+    empty.chmod(0o600)
     address = f"127.0.0.1:{free_port()}"
     for program in (["server.py", "--address", address], ["client.py", "--server", address]):
         code, error = command(*program, "--secret-file", missing, cwd=nowhere)

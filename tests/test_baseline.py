@@ -6,6 +6,7 @@ import json
 from federation.config import Recipe
 from federation.partition import shares
 from federation.protocol import Assignment
+from federation.results import report
 from federation.results.run_folder import RunFolder
 
 import numpy as np
@@ -143,9 +144,23 @@ def test_evaluate_scores_the_final_model_on_the_whole_test_set(images, tmp_path,
     with np.load(folder.path / "predictions.npz", allow_pickle=False) as found:
         assert found["confusion"].sum() == 24
         assert found["confusion"].trace() == round(24 * accuracy)
-        assert found["images"].shape == (24, 3, 32, 32)
-    for name in ("predictions.png", "confusion.png", "partitions.png", "accuracy.png", "report.html"):
+        assert "images" not in found.files
+    for name in ("confusion.png", "partitions.png", "accuracy.png", "report.html"):
         assert (folder.path / name).stat().st_size > 1000
+    assert not (folder.path / "predictions.png").exists()
+
+
+def test_test_images_get_into_folder_and_page_only_where_that_is_asked_for(images, tmp_path, capsys):
+    folder = make_run(tmp_path / "run", images)
+    assert call(evaluate.main, "--run", folder.path, "--dataset", images, "--show-images") == 0
+    with np.load(folder.path / "predictions.npz", allow_pickle=False) as found:
+        assert found["images"].shape == (24, 3, 32, 32)
+    page = (folder.path / "report.html").read_text()
+    assert "<h2>Predictions</h2>" in page
+    assert call(report.main, folder.path) == 0  # passed on without being asked for
+    assert "<h2>Predictions</h2>" not in (folder.path / "report.html").read_text()
+    assert call(report.main, folder.path, "--show-images") == 0
+    assert (folder.path / "report.html").read_text() == page
 
 
 def test_a_run_without_its_final_model_is_one_line(images, tmp_path, capsys):

@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import PurePosixPath
 
-from federation import certificates, options
+from federation.client import options as client_options
+from federation.security import certificates
+from federation.server import options
 
 import pytest
 from helpers.processes import CLEAN, ROOT
 
-import client
-
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/deploy.md").read_text()
 PROGRAMS = {"server": "server.py", "client": "client.py"}
 COPIES = re.findall(r"^COPY (\S+) (\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
 
@@ -31,7 +31,7 @@ def services() -> dict:
 def test_the_compose_file_gives_commands_that_the_programs_take(services, name):
     script, *flags = shlex.split(services[name]["command"])
     assert script == PROGRAMS[name]
-    args = options.parse_args("", flags) if name == "server" else client.parse_args(flags)
+    args = options.parse_args("", flags) if name == "server" else client_options.parse_args("", flags)
     if name == "client":
         assert args.server == "server:8080"
     else:
@@ -49,9 +49,9 @@ def test_every_file_that_a_compose_command_names_is_mounted(services, name):
         assert any(mount == path or mount in path.parents for mount in mounts), f"nothing mounts {path}"
 
 
-def test_the_certificates_that_the_readme_makes_hold_the_name_that_the_clients_call(services):
-    (line,) = re.findall(r"^\$ docker run .* federation -m federation\.certificates (.*)$", README, re.M)
-    called = client.parse_args(shlex.split(services["client"]["command"])[1:]).server.rpartition(":")[0]
+def test_the_certificates_that_the_docs_make_hold_the_name_that_the_clients_call(services):
+    (line,) = re.findall(r"^\$ docker run .* federation -m federation\.certificates (.*)$", PAGE, re.M)
+    called = client_options.parse_args("", shlex.split(services["client"]["command"])[1:]).server.rpartition(":")[0]
     assert called in services
     assert called in certificates.parse_args(shlex.split(line)).host
 

@@ -1,24 +1,57 @@
-"""Every command of the README works as it stands there; only address, folder and size of the work are the test's."""
+"""README and docs keep to their word: every command works as it stands there (only address, folder and size of the
+work are the test's), and every file, function, flag and link that they name exists."""
 
+import ast
+import contextlib
+import io
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+
+from federation import config
+from federation.client import model_file, options
+from federation.console import Parser
+from federation.results import report
+from federation.results.history import RoundRecord
+from federation.security import certificates
+from federation.server.options import build_parser
 
 import pytest
 from helpers.engines import commands
-from helpers.example_runs import CLASSES, make_images, make_run
+from helpers.example_runs import CLASSES, call, make_history, make_images, make_run
 from helpers.processes import CLEAN, ROOT, Federation
 
-README = (ROOT / "README.md").read_text()
-ON_ENGINES = commands(README, "On Flower's engines")  # which test_engines.py runs
+import baseline
+import classify
+import demo
+import evaluate
+import model
+
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+README, DESIGN, ENGINES = PAGES["README.md"], PAGES["docs/design.md"], PAGES["docs/engines.md"]
+ON_ENGINES = {*commands(ENGINES, "Simulation"), *commands(ENGINES, "Deployment")}  # which test_engines.py runs
 COMMANDS = sorted(
-    {line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()} - {*ON_ENGINES}
+    {
+        line
+        for page in PAGES.values()
+        for block in re.findall(r"```sh\n(.*?)```", page, re.S)
+        for line in block.splitlines()
+    }
+    - ON_ENGINES
 )
 QUICK = ["--rounds", "1", "--model", "lenet"]
 AFTERWARDS = re.compile(r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.report) ")  # on a finished run
+SHELL = re.compile("&&|>")  # more than one program
+OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|-m )")
+PLAIN = [c for c in COMMANDS if c.startswith("python") and not OTHER.match(c) and not SHELL.search(c)]
+
+# Commands
 
 
 @pytest.fixture
@@ -35,7 +68,7 @@ def venv(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def my_images(tmp_path: Path) -> Path:
-    """A folder of one's own, as the README describes it."""
+    """A folder of one's own, as the docs describe it."""
     from PIL import Image
 
     for split in ("train", "test"):
@@ -49,10 +82,7 @@ def my_images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def afterwards(tmp_path: Path) -> Path:
-    """A folder with the names that the README uses: RUN_DIR, photo.jpg, and model.pt, which a client saved."""
-    import model
-    import model_file
-
+    """A folder with the names that the docs use: RUN_DIR, photo.jpg, and model.pt, which a client saved."""
     images = make_images(tmp_path / "my-images", train=8, test=2)
     make_run(tmp_path / "RUN_DIR", images)
     (tmp_path / "photo.jpg").write_bytes((images / "test/red/00.png").read_bytes())
@@ -76,7 +106,7 @@ def test_command_on_a_finished_run(command, afterwards):
 
 @pytest.fixture
 def secured(tmp_path: Path) -> list[str]:
-    """Certificates and secret as the README makes them; returns the flags that a client then needs."""
+    """Certificates and secret as the docs make them; returns the flags that a client then needs."""
     (tmp_path / "secret.txt").write_text("a secret\n")
     made = [sys.executable, "-m", "federation.certificates", "--host", "127.0.0.1", "--out", tmp_path / "certificates"]
     subprocess.run(made, cwd=ROOT, check=True, capture_output=True)
@@ -89,7 +119,10 @@ def without(flag: str, words: list[str]) -> list[str]:
     return [word for i, word in enumerate(words) if word != flag and (i == 0 or words[i - 1] != flag)]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "secret" in c and c.startswith("python")])
+SECURED = [c for c in COMMANDS if c.startswith("python") and "--secret-file" in c]
+
+
+@pytest.mark.parametrize("command", SECURED)
 def test_secured_command(command, tmp_path, secured, my_images):
     server_files = ["--certificate", "certificates/server.pem", "--private-key", "certificates/server.key", *secured]
     script, *flags = shlex.split(command)[1:]
@@ -105,30 +138,22 @@ def test_secured_command(command, tmp_path, secured, my_images):
         server.ends(0)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m") and not AFTERWARDS.match(c)])
-def test_module_command(command, tmp_path):
-    words = [sys.executable, *shlex.split(command)[1:]]
-    subprocess.run(words, cwd=tmp_path, env={**CLEAN, "PYTHONPATH": str(ROOT)}, check=True)
-
-
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl here")
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("openssl")])
-def test_openssl_command(command, tmp_path):
-    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if SHELL.search(c)])
+def test_certificates_and_a_secret_that_nobody_else_may_read(command, tmp_path, venv):
+    path = f"{venv / 'bin'}:{CLEAN['PATH']}"
+    environment = {**CLEAN, "PATH": path, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, shell=True, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert len((tmp_path / "secret.txt").read_text().strip()) == 64
-
-
-OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|-m )")
-PLAIN = [c for c in COMMANDS if c.startswith("python") and not OTHER.match(c)]
+    assert (tmp_path / "certificates/ca.pem").exists()
+    assert stat.S_IMODE((tmp_path / "secret.txt").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("command", PLAIN)
 def test_python_command(command, tmp_path):
     script, *flags = shlex.split(command)[1:]
     with Federation(tmp_path) as federation:
-        if "--help" in flags:
-            federation.start(command, ROOT / script, *flags).ends(0)
-        elif script == "server.py":
+        if script == "server.py":
             if "--tensorboard" in flags:
                 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
                 flags = [flag.replace("runs/", f"{tmp_path}/") for flag in flags]
@@ -160,5 +185,149 @@ def test_make_command(command, tmp_path, venv, my_images):
 
 
 def test_every_command_is_one_that_a_test_runs():
-    assert all(command.startswith(("python", "make", "openssl")) for command in COMMANDS)
+    for command in COMMANDS:
+        runners = [AFTERWARDS.match(command), command in SECURED, SHELL.search(command), command in PLAIN]
+        assert command.startswith("make") or sum(map(bool, runners)) == 1, command
     assert len(COMMANDS) >= 10
+
+
+def test_the_observer_in_the_docs_works(monkeypatch):
+    """With MLflow's functions as they are called, but without MLflow."""
+    calls: list[tuple] = []
+    names = ("start_run", "log_params", "log_metrics", "end_run")
+    fake = {name: lambda *args, name=name, **more: calls.append((name, *args, *more.values())) for name in names}
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(**fake))
+    (source,) = re.findall(r"```python\n(class MLflow.*?)```", PAGES["docs/after-the-run.md"], re.S)
+    scope: dict = {}
+    exec(source, scope)
+    observer = scope["MLflow"]()
+    observer.begin(make_history())
+    observer.round(RoundRecord(1, {"accuracy": 0.5}, {"train_loss": 2.0}))
+    observer.end(0)
+    assert [call[0] for call in calls] == list(names)
+    assert calls[2] == ("log_metrics", {"accuracy": 0.5, "train_loss": 2.0}, 1)
+    assert calls[3] == ("end_run", "FINISHED")
+
+
+# What they name
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")
+CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+
+
+def anchors(page: str) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page, flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_points_to_a_file_and_a_heading_that_exist(name):
+    for target in ("".join(found) for found in LINK.findall(PAGES[name])):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        assert file.is_relative_to(ROOT), target
+        assert file.exists(), f"{name} links to {target}"
+        assert not anchor or anchor in anchors(file.read_text()), f"{name} links to {target}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_python_file_that_is_named_exists(name):
+    for path in (word for code in CODE.findall(PAGES[name]) for word in re.findall(r"(?<!\S)[\w/]+\.py(?!\S)", code)):
+        assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+def section(page: str, heading: str) -> str:
+    return page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def functions(text: str) -> set[tuple[str, str]]:
+    """Files, and the functions named after them, as [`file`](link) `function`."""
+    return set(re.findall(r"\[`([\w/]+\.py)`\]\([^)]+\)\s+`([\w.]+)`", text))
+
+
+def lines_of(path: str, name: str) -> int:
+    """Lines of a function of a file, as module.function or Class.function. Fails where there is none."""
+    node: ast.AST = ast.parse((ROOT / path).read_text())
+    for part in name.split("."):
+        found = [each for each in ast.iter_child_nodes(node) if getattr(each, "name", None) == part]
+        assert found, f"{path} has no {name}"
+        node = found[0]
+    return node.end_lineno - node.lineno + 1
+
+
+def test_a_round_is_described_in_at_most_eight_steps_of_300_lines_in_eight_files():
+    text = section(DESIGN, "A round in order")
+    steps = re.findall(r"^\d\. .*", text, re.M)
+    assert 6 <= len(steps) <= 8
+    named = functions(text)
+    lines, files = sum(lines_of(*each) for each in named), len({path for path, _ in named})
+    assert (lines <= 300, files <= 8) == (True, True), (lines, files)
+    assert f"fewer than 300 lines of code in {files} files" in " ".join(text.split()), (lines, files)
+
+
+def test_the_six_steps_of_the_readme_are_functions_that_exist():
+    text = section(README, "A round in six steps")
+    assert len(re.findall(r"^\d\. ", text, re.M)) == 6
+    assert len(functions(text)) >= 7
+    assert all(lines_of(*each) for each in functions(text))
+
+
+def test_functions_of_the_recipes_for_changes_exist():
+    """In "How to add", a function stands before the file that it is in."""
+    text = section(DESIGN, "How to add")
+    for function, path in re.findall(r"`(\w+)`[^`|]*(?:in|:)\s+`([\w/]+\.py)`", text):
+        assert re.search(rf"\b{function}\b", (ROOT / path).read_text()), f"{path} has no {function}"
+
+
+def test_the_readme_can_be_read_in_one_go():
+    assert len(README.splitlines()) <= 150
+
+
+OTHERS = {  # flags of programs that are not ours
+    "flwr": "--stream --run-config --federation-config --num-supernodes --client-resources-num-cpus",
+    "flower-superlink": "--ssl-ca-certfile --ssl-certfile --ssl-keyfile --enable-supernode-auth --port",
+    "flower-supernode": "--superlink --root-certificates --auth-supernode-private-key --port --node-config",
+    "docker": "--tag --rm --user --volume --scale --build-arg",
+    "the reader's own, of the example": "--weight-decay",
+}
+
+
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    """All flags of our programs."""
+    parsers = [build_parser(None).format_help()]
+    for main in (demo.main, baseline.main, evaluate.main, classify.main, certificates.main, report.main):
+        parsers.append(help_of(lambda main=main: call(main, "--help")))
+    parsers.append(help_of(lambda: options.parse_args(None, ["--help"])))
+    sources = [path.read_text() for path in (ROOT / "benchmarks").glob("*.py")]
+    return {flag for text in parsers + sources for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)}
+
+
+def help_of(program) -> str:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        program()
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_flag_that_is_named_exists(name, flags):
+    known = flags | {flag for line in OTHERS.values() for flag in line.split()}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGES[name]))
+    assert named <= known
+
+
+def test_the_setting_of_the_example_has_a_flag_a_default_and_a_check():
+    (line,) = re.findall(r"^(\w+: float = setting\(.*?\))  #", PAGES["docs/own-data.md"], re.M)
+    scope = {**vars(config), "dataclass": dataclass}
+    exec(f"@dataclass(frozen=True)\nclass Longer(Settings):\n    {line}\n", scope)
+    parser = Parser(None)
+    config.add_flags(parser, [scope["Longer"]])
+    assert parser.parse_args(["--weight-decay", "0.1"]).weight_decay == 0.1
+    assert scope["Longer"]().weight_decay == 5e-4
+    with pytest.raises(ValueError, match="--weight-decay must be at least 0"):
+        scope["Longer"](weight_decay=-1.0)

@@ -20,7 +20,8 @@ from helpers.engines import Engine, commands
 from helpers.example_runs import make_images
 from helpers.processes import ROOT, Federation, wait_for
 
-LINES = commands((ROOT / "README.md").read_text(), "On Flower's engines")
+PAGE = (ROOT / "docs/engines.md").read_text()
+LINES = [*commands(PAGE, "Simulation"), *commands(PAGE, "Deployment")]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
 pytestmark = pytest.mark.xdist_group("engines")  # they share what is slow to start
 QUICK = "rounds=1 model='lenet' run-dir='run'"

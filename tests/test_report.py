@@ -12,7 +12,8 @@ import sys
 import threading
 from types import SimpleNamespace
 
-from federation.results import html, plots, report
+from federation.results import html as html_page
+from federation.results import plots, report
 from federation.results.comparison import Baseline, Training, comparison, verdict
 from federation.results.history import RoundRecord, VersionRecord
 from federation.results.observers import Observers
@@ -144,9 +145,21 @@ def test_another_metric_reaches_comparison_page_and_pictures():
     assert comparison(history, baseline, "f1")[3] == ["2", "-4.5000", *["-4.5000"] * 4]
     drawn = plots.metrics(history, baseline, LIGHT)
     assert shape(drawn)[1] > shape(plots.metrics(make_history(), None, LIGHT))[1]
-    page = html.run_page("r", history, baseline, {"accuracy": (b"", b"")})
+    page = html_page.run_page("r", history, baseline, {"accuracy": (b"", b"")})
     assert '<th scope="col" class="number">f1</th>' in page
     assert '<td class="number">-4.5000</td>' in page
+
+
+def test_the_page_shows_every_clients_step_and_its_cosine():
+    history = make_history()
+    history.rounds[1].by_client |= {"step_size": {"0": 1.25, "1": 40.0}, "cosine": {"0": 0.5}}
+    page = html_page.run_page("r", history, None, {"accuracy": (b"", b"")})
+    assert "<h2>Steps</h2>" in page
+    assert '<td class="number">1.25 (0.50)</td><td class="number">40</td>' in page
+    many = {str(p): float(p) for p in range(20)}
+    history.rounds[1].by_client |= {"step_size": many, "cosine": {"3": -0.5, "4": 0.9}}
+    page = html_page.run_page("r", history, None, {"accuracy": (b"", b"")})
+    assert '<td class="number">19 (client 19)</td><td class="number">-0.50 (client 3)</td>' in page
 
 
 # Observers
@@ -244,7 +257,7 @@ def test_a_client_that_came_late_has_a_gap_in_its_curve():
 
 
 def test_the_page_holds_all_that_happened_and_fetches_nothing(folder):
-    names = [path.name for path in report.write(folder)]
+    names = [path.name for path in report.write(folder, show_images=True)]
     assert names == ["accuracy.png", "partitions.png", "predictions.png", "confusion.png", "report.html"]
     page = (folder.path / "report.html").read_text()
     text = re.sub(r'"data:image/png;base64,[^"]*"', '"png"', page)
@@ -303,7 +316,7 @@ PHONE = """<!doctype html><meta name="color-scheme" content="light dark">
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
 @pytest.mark.parametrize(("scheme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(21, 23, 27)")])
 def test_a_browser_shows_the_page_whole_on_a_phone_in_light_and_dark(folder, tmp_path, scheme, paper):
-    report.write(folder)
+    report.write(folder, show_images=True)
     html = (folder.path / "report.html").read_text()
     # The same page with a script that measures it; the page's own policy lets this one in, and nothing else.
     digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()

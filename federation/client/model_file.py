@@ -20,7 +20,9 @@ class ModelFileError(Exception):
     """The file can't be used; the text is one line with its path and the way out."""
 
 
-def save(path: str, network: torch.nn.Module, name: str, classes: list[str]) -> None:
+def save(
+    path: str, network: torch.nn.Module, name: str, classes: list[str], input_shape: list[int] | None = None
+) -> None:
     """Write a PyTorch state_dict: network.load_state_dict(torch.load(path, weights_only=True)) takes it as it is.
 
     The network's name and the class names ride along in the state_dict's own metadata, which PyTorch
@@ -29,19 +31,22 @@ def save(path: str, network: torch.nn.Module, name: str, classes: list[str]) -> 
     state = network.state_dict()
     for key in list(state):
         state[key] = state[key].cpu()
-    state._metadata[""].update(model=name, classes=list(classes))  # type: ignore[attr-defined]
+    state._metadata[""].update(model=name, classes=list(classes), input_shape=input_shape)  # type: ignore[attr-defined]
     try:
         write_whole(Path(path), lambda file: torch.save(state, file))
     except OSError as error:
         raise ModelFileError(f"{path} can't be written ({error.strerror})") from None
 
 
-def load(path: str, model: ModuleType) -> tuple[torch.nn.Module, list[str]]:
-    """The network and the class names from a client's .pt or a server's model.npz. Raises ModelFileError."""
+def load(path: str, model: ModuleType, input_shape: list[int] | None = None) -> tuple[torch.nn.Module, list[str]]:
+    """The network and the class names from a client's .pt or a server's model.npz. Raises ModelFileError.
+
+    input_shape: of one example, as data.py makes it; a file that says another is refused.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # both kinds are zip files; the content tells, not the name
             read = _read_npz if "model.npy" in archive.namelist() else _read_pt
-        name, classes, weights = read(path)
+        name, classes, weights, shape = read(path)
     except OSError as error:
         raise ModelFileError(f"{path} can't be read ({error.strerror or error})") from None
     except (zipfile.BadZipFile, pickle.UnpicklingError, ValueError, KeyError, EOFError, RuntimeError, TypeError):
@@ -51,6 +56,8 @@ def load(path: str, model: ModuleType) -> tuple[torch.nn.Module, list[str]]:
         raise ModelFileError(f"{path} holds weights without class names; save them with client.py --save")
     if name not in model.NETWORKS:
         raise ModelFileError(f"{path} is for a network {name!r} that model.py has not ({', '.join(model.NETWORKS)})")
+    if shape and input_shape and shape != input_shape:
+        raise ModelFileError(f"{path} is for inputs of shape {shape}, and data.py makes {input_shape}; set SIDE there")
     network = model.build(name, len(classes), seed=0)
     try:
         set_weights(network, weights)
@@ -60,17 +67,19 @@ def load(path: str, model: ModuleType) -> tuple[torch.nn.Module, list[str]]:
     return network, classes
 
 
-def _read_npz(path: str) -> tuple[str, list[str], list[np.ndarray]]:
+def _read_npz(path: str) -> tuple[str, list[str], list[np.ndarray], list[int]]:
     with np.load(path, allow_pickle=False) as file:
         weights = [file[key] for key in sorted(file.files) if key.startswith("w")]
-        return str(file["model"]), [str(name) for name in file["classes"]], weights
+        shape = file["input_shape"].tolist() if "input_shape" in file.files else []
+        return str(file["model"]), [str(name) for name in file["classes"]], weights, shape
 
 
-def _read_pt(path: str) -> tuple[str | None, list[str], list[np.ndarray]]:
+def _read_pt(path: str) -> tuple[str | None, list[str], list[np.ndarray], list[int]]:
     """weights_only: a pickle from elsewhere could run anything."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     names = getattr(state, "_metadata", {}).get("", {})
-    return names.get("model"), names.get("classes", []), [value.numpy() for value in state.values()]
+    weights = [value.numpy() for value in state.values()]
+    return names.get("model"), names.get("classes", []), weights, names.get("input_shape") or []
 
 
 def export_onnx(path: str, model: ModuleType, network: torch.nn.Module, classes: list[str]) -> None:

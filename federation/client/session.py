@@ -199,8 +199,10 @@ def numbers(metrics: dict) -> dict[str, float]:
 def summarise(client: Learner) -> dict:
     """What the server gets to know of a client's data; see protocol.DataSummary."""
     numbers = {"train_examples": client.num_train, "test_examples": client.num_test}
-    counts = json.dumps(getattr(client, "class_counts", []))
-    return {**numbers, "statistics": json.dumps(client.buffer_positions), "class_counts": counts}
+    lists = {"statistics": client.buffer_positions, "class_counts": getattr(client, "class_counts", [])}
+    lists["input_shape"] = getattr(client, "input_shape", [])
+    model_bytes = sum(array.nbytes for array in client.get_parameters({}))
+    return {**numbers, **{name: json.dumps(values) for name, values in lists.items()}, "model_bytes": model_bytes}
 
 
 def host_name(salt: str) -> str:

@@ -7,7 +7,7 @@ from html import escape
 
 from federation.config import MAIN_METRIC
 from federation.results.comparison import Baseline, comparison, verdict
-from federation.results.history import History
+from federation.results.history import COSINE, STEP_SIZE, History, RoundRecord
 from federation.results.tables import all_cells, score
 
 # The policy holds the page to its word: whatever text came in from a client, nothing is run or fetched.
@@ -49,10 +49,15 @@ td.number { white-space: nowrap; }
 CAPTIONS = {
     "accuracy": "Accuracy and loss of the global model by server round.",
     "partitions": "Training images by client and class; the stronger the colour, the more.",
-    "predictions": "Test images with what the final model takes them for; frame and cross mark its mistakes.",
+    "predictions": "Test images, as was asked for, with what the model takes them for; a cross marks its mistakes.",
     "confusion": "The final model on all test images: rows are what they are, columns what it takes them for.",
 }
 TITLES = {"partitions": "Who holds what", "predictions": "Predictions", "confusion": "What it confuses"}
+LISTED_CLIENTS = 12  # of more, the table of steps names the extremes
+STEPS = (
+    "The L2 norm of what each client's update changed and, in brackets, its cosine to the mean of the others' changes: "
+    "a client far from the others has other data, or another intention."
+)
 LISTED_EVENTS = 200  # a server that ran for months lists its newest
 
 
@@ -64,7 +69,7 @@ def run_page(name: str, history: History, baseline: Baseline | None, shown: dict
         f"<h1>Federated run {escape(name)}</h1>",
         f"<p>{MAIN_METRIC.capitalize()} <b>{score(last.main(), MAIN_METRIC)}</b> on all test images after round "
         f"{last.position:g} of {config['rounds']}, "
-        f"by {config['clients']} clients that kept their images to themselves.</p>",
+        f"by {config['clients']} clients.</p>",
         drawn["accuracy"],
     ]
     if baseline:
@@ -74,16 +79,40 @@ def run_page(name: str, history: History, baseline: Baseline | None, shown: dict
     for key, title in TITLES.items():
         if key in drawn:
             body += [f"<h2>{title}</h2>", drawn[key]]
+    if any(record.by_client.get(STEP_SIZE) for record in history.rounds):
+        body += ["<h2>Steps</h2>", f"<p>{STEPS}</p>", table(_steps(history))]
     body += ["<h2>Rejected updates</h2>", _rejected(history), "<h2>Joins and leaves</h2>", _events(history)]
     settings = {
         key.replace("_", " "): value
         for key, value in config.items()
-        if key not in ("statistics", "classes", "class_counts")
+        if key not in ("statistics", "classes", "class_counts", "input_shape")
     }
     cells = [[key, "off" if value is None else str(value)] for key, value in settings.items()]
     classes = ", ".join(config.get("classes", []))
     body += ["<h2>Configuration</h2>", table([["setting", "value"], *cells, ["classes", classes]], words=(0, 1))]
     return page(f"Federated run {name}", body)
+
+
+def _steps(history: History) -> list[list[str]]:
+    """The size of each client's step by round, and its cosine; of many clients and rounds the newest and the widest."""
+    records = [record for record in history.rounds if record.by_client.get(STEP_SIZE)][-LISTED_EVENTS:]
+    clients = sorted({p for record in records for p in record.by_client[STEP_SIZE]}, key=int)
+    if len(clients) > LISTED_CLIENTS:
+        rows = []
+        for record in records:
+            sizes, cosines = record.by_client[STEP_SIZE], record.by_client.get(COSINE, {})
+            widest = max(sizes, key=lambda p: sizes[p])
+            apart = min(cosines, key=lambda p: cosines[p], default=None)
+            odd = "–" if apart is None else f"{cosines[apart]:.2f} (client {apart})"
+            rows.append([str(record.round), f"{sizes[widest]:.3g} (client {widest})", odd])
+        return [["round", "largest step", "lowest cosine"], *rows]
+    rows = [[str(record.round), *(_step(record, p) for p in clients)] for record in records]
+    return [["round", *(f"client {p}" for p in clients)], *rows]
+
+
+def _step(record: RoundRecord, partition: str) -> str:
+    size, cosine = (record.by_client.get(name, {}).get(partition) for name in (STEP_SIZE, COSINE))
+    return "–" if size is None else f"{size:.3g}" + (f" ({cosine:.2f})" if cosine is not None else "")
 
 
 def _rejected(history: History) -> str:

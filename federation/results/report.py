@@ -17,8 +17,9 @@ import numpy as np
 
 EPILOG = """\
 Draws accuracy.png and partitions.png from history.json, adds the curves of baseline.json where
-baseline.py has been there, and predictions.png and confusion.png where evaluate.py has; report.html
-holds all of them, the tables, and who joined, left or was turned away, in one file to pass on.
+baseline.py has been there, and confusion.png where evaluate.py has; report.html holds all of them,
+the tables, and who joined, left or was turned away, in one file. Test images (predictions.png) are in
+it only with --show-images, which evaluate.py must have been given too.
 
 example:
   python -m federation.report runs/2026-11-22-140000
@@ -37,8 +38,10 @@ def open_finished(path: str) -> tuple[RunFolder, History]:
     return folder, history
 
 
-def write(folder: RunFolder) -> list[Path]:
+def write(folder: RunFolder, show_images: bool = False) -> list[Path]:
     """Every picture that the files in the folder allow, and report.html: returns what it wrote.
+
+    Test images are drawn, and get into the page, only with show_images.
 
     Raises OSError where the folder can't be written.
     """
@@ -47,8 +50,9 @@ def write(folder: RunFolder) -> list[Path]:
     drawings = {"accuracy": lambda theme: plots.metrics(history, baseline, theme)}
     if history.config.get("class_counts"):
         drawings["partitions"] = lambda theme: plots.partitions(history, theme)
-    if found:
+    if found and show_images and "images" in found:
         drawings["predictions"] = lambda theme: plots.predictions(history, found, theme)
+    if found:
         drawings["confusion"] = lambda theme: plots.confusion(history, found, theme)
     shown, written = {}, []
     for name, draw in drawings.items():
@@ -79,7 +83,8 @@ def _read_baseline(path: Path) -> Baseline | None:
 def _read_predictions(path: Path, history: History) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("images", "truth", "prediction", "confusion")}
+            found = {name: file[name] for name in file.files}
+            found["truth"], found["prediction"], found["confusion"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -103,9 +108,11 @@ def finish(folder: RunFolder) -> None:
 def main() -> None:
     parser = Parser(__doc__, prog="python -m federation.report", usage="%(prog)s RUN_DIR", epilog=EPILOG)
     parser.add_argument("run", metavar="RUN_DIR", help="the folder of a run, such as runs/2026-11-22-140000")
-    folder, _ = open_finished(parser.parse_args().run)
+    parser.add_argument("--show-images", action="store_true", help="also draw test images, into the page too")
+    args = parser.parse_args()
+    folder, _ = open_finished(args.run)
     try:
-        for path in write(folder):
+        for path in write(folder, args.show_images):
             say(str(path))
     except OSError as error:
         fail(f"{folder.path} can't be written ({error.strerror})")

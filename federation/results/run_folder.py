@@ -76,10 +76,14 @@ class RunFolder:
         """The configuration that the run began with. Raises FileNotFoundError or ValueError where there is no run."""
         return json.loads((self.path / "history.json").read_text())["config"]
 
-    def save_model(self, weights: list[np.ndarray], model: str, classes: list[str]) -> None:
-        """model.npz: the arrays w00000, w00001, ... by position, the network's name, and the class names."""
+    def save_model(
+        self, weights: list[np.ndarray], model: str, classes: list[str], input_shape: list[int] | None = None
+    ) -> None:
+        """model.npz: the arrays w00000, w00001, ... by position, the network's name, class names and input's shape."""
         arrays = {f"w{i:05d}": array for i, array in enumerate(weights)}
         names = {"model": np.array(model), "classes": np.array(classes)}
+        if input_shape:
+            names["input_shape"] = np.array(input_shape)
         write_whole(self.path / "model.npz", lambda file: _savez(file, {**names, **arrays}))
 
 

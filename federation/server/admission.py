@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import math
 import random
 import secrets
 import threading
@@ -40,8 +41,10 @@ class Admission(ClientManager):
         waiting_list: bool = True,
         load_timeout: float = 600,
         classes: list[str] | None = None,
+        max_message_bytes: float = math.inf,
     ) -> None:
         super().__init__(num_partitions, recipe, notify, classes)
+        self.max_message_bytes = max_message_bytes
         self.secret = secret
         self.waiting_list = waiting_list
         self.load_timeout = load_timeout

@@ -1,5 +1,6 @@
 """Who takes part: which client holds which partition, and what it said of its data."""
 
+import math
 import secrets
 import threading
 import time
@@ -68,6 +69,8 @@ class ClientManager(FlowerClientManager):
         self.fixed = bool(classes)
         self.buffer_positions: list[int] = []  # of the arrays that are measured, not trained (BatchNorm's)
         self.started = False
+        self.input_shape: list[int] = []
+        self.max_message_bytes: float = math.inf
         self.participants: dict[int, Participant] = {}
         self.changed = threading.Condition()
         self.closed = False
@@ -177,6 +180,18 @@ class ClientManager(FlowerClientManager):
             if summary.buffer_positions != self.buffer_positions:
                 words = f"{name} measures other arrays of the network (BatchNorm's) than the others; use one model.py"
                 raise Refused(f"statistics {name}", words)
+            if not self.started and not self.ready():
+                self.input_shape = summary.input_shape
+            if summary.input_shape != self.input_shape:
+                words = (
+                    f"{name} has inputs of shape {summary.input_shape}, the others {self.input_shape}; use one data.py"
+                )
+                raise Refused(f"inputs {name}", words)
+            if summary.model_bytes > self.max_message_bytes:
+                size = (
+                    f"{summary.model_bytes / 1e6:.1f} MB, more than --max-message-mb {self.max_message_bytes / 1e6:g}"
+                )
+                raise Refused("model size", f"{name}'s model takes {size}; raise it at the server")
             participant.train_examples, participant.test_examples = train, test
             participant.class_counts, participant.ready = counts, True
             self.changed.notify_all()

@@ -113,6 +113,7 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
         yield f"--max-message-mb must be above 0, got {args.max_message_mb}"
     if args.max_message_mb > 2047:
         yield f"--max-message-mb can be 2047 at most (gRPC's limit), got {args.max_message_mb}"
+    args.max_message_bytes = int(args.max_message_mb * 1_000_000)
     tls = [args.certificate, args.private_key, args.ca_certificate]
     if any(tls) and not all(tls):
         yield (

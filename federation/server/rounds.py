@@ -162,7 +162,10 @@ class FederatedServer(Server):
         self.clients.begin(self.clients.classes, self.clients.buffer_positions)
         counts = {str(one.partition): one.class_counts for one in self.clients.ready() if one.class_counts}
         self.history.config.update(
-            classes=self.clients.classes, statistics=self.clients.buffer_positions, class_counts=counts
+            classes=self.clients.classes,
+            statistics=self.clients.buffer_positions,
+            class_counts=counts,
+            input_shape=self.clients.input_shape,
         )
         self.observers.begin(self.history)
         if self.checkpoint is None:
@@ -174,7 +177,7 @@ class FederatedServer(Server):
         if not any(record.clients for record in self.history.rounds[1:]):
             what = "no update of any client counted, so the model is the untrained one; the lines above say why"
             raise RunFailed(f"{what}; begin a new run", resumable=False)
-        self.folder.save_model(self.weights, self.recipe.model, self.clients.classes)
+        self.folder.save_model(self.weights, self.recipe.model, self.clients.classes, self.clients.input_shape)
 
     def _gather_first(self) -> None:
         """Wait until all clients are there, with classes that fit together."""

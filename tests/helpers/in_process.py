@@ -1,9 +1,10 @@
-"""A whole federation in this process: no sockets, no other processes; clients are objects that answer at once."""
+"""A whole federation in this process: no sockets, no other processes; clients are objects that answer at once, or
+after as many seconds as they say of a clock that only we turn."""
 
-import threading
-import time
+import concurrent.futures
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 from federation.aggregation.strategy import STRATEGIES
 from federation.config import Recipe
@@ -11,10 +12,12 @@ from federation.results.history import History
 from federation.results.run_folder import Run, RunFolder, recorder
 from federation.server.async_server import SERVERS
 from federation.server.client_manager import ClientManager, Participant
+from federation.server.dispatch import Request
 from federation.server.rounds import FederatedServer
 from federation.server.settings import ServerSettings
 
 import numpy as np
+import pytest
 from flwr.common import (
     Code,
     EvaluateRes,
@@ -31,18 +34,29 @@ START = [np.zeros(2, np.float32), np.ones(1, np.float32), np.array(0)]  # weight
 BUFFERS = [1, 2]
 
 
-class Learner:
-    """Adds `step` to the weights in each training; `bad` says by round what its update, or its scores, become."""
+@pytest.fixture(autouse=True)
+def no_disk(monkeypatch):
+    """Files are written, but nobody waits for the disk; for the test files that import this."""
+    monkeypatch.setattr("os.fsync", lambda number: None)
 
-    def __init__(self, step: float = 1.0, examples: int = 10, **bad: Callable):
-        self.step, self.examples = step, examples
+
+class Learner:
+    """Adds `step` to the weights in each training; `bad` says by round what its update, or its scores, become.
+
+    seconds: that a training takes, where the clock is ours.
+    """
+
+    def __init__(self, step: float = 1.0, examples: int = 10, *, seconds: float = 1.0, **bad: Callable):
+        self.step, self.examples, self.seconds = step, examples, seconds
         self.bad_fit, self.bad_evaluate = bad.get("fit"), bad.get("evaluate")
         self.fitted: list[int] = []
         self.evaluated: list[int] = []
+        self.asked: list[dict] = []  # what came with each training
 
     def fit(self, weights: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
         number = config["server_round"]
         self.fitted.append(number)
+        self.asked.append(config)
         new = [weights[0] + np.float32(self.step), weights[1] * np.float32(0.5), weights[2] + 1]
         answer = new, self.examples, {"train_loss": 1.0 / number}
         return self.bad_fit(number, *answer) if self.bad_fit else answer
@@ -79,17 +93,17 @@ class Proxy(ClientProxy):
 
 
 class Clients(ClientManager):
-    """All are there from the start; who is lost comes back after `back` seconds, or never."""
+    """All are there from the start; who is lost comes back at once, or never."""
 
-    def __init__(self, learners: list[Learner], recipe: Recipe, events: list[dict], back: float | None = None):
+    def __init__(self, learners: list[Learner], recipe: Recipe, events: list[dict], back: bool = False):
         super().__init__(len(learners), recipe, recorder(events))
         self.back = back
         self.dropped: dict[int, str] = {}
         self.told: tuple[str, str] = ("", "")
         for partition, learner in enumerate(learners):
-            self._join(partition, learner)
+            self.join(partition, learner)
 
-    def _join(self, partition: int, learner: Learner) -> None:
+    def join(self, partition: int, learner: Learner) -> None:
         one = Participant(partition, Proxy(learner), f"{partition}", "here", ["cat", "dog"], False, 1000, 1000, [])
         one.ready = True
         with self.changed:
@@ -103,8 +117,8 @@ class Clients(ClientManager):
     def lose(self, client):
         one = self.of_client(client)
         self.unregister(client)
-        if one and self.back is not None:
-            threading.Timer(self.back, self._join, (one.partition, client.learner)).start()
+        if one and self.back:
+            self.join(one.partition, client.learner)
 
     def drop(self, participant, words):
         self.dropped[participant.partition] = words
@@ -118,7 +132,7 @@ class Clients(ClientManager):
 
 
 def federation(
-    folder: Path, learners: list[Learner], *, back: float | None = None, resume: bool = False, **values: object
+    folder: Path, learners: list[Learner], *, back: bool = False, resume: bool = False, **values: object
 ) -> FederatedServer:
     """A server that is ready to federate(); values are those of the recipe or of the server's settings."""
     usual = {"rounds": 3, "clients": len(learners), "rejoin_wait": 0.0, "join_timeout": 0.2, "round_timeout": 5.0}
@@ -141,11 +155,46 @@ def lost(*_: object) -> None:
     raise ConnectionError
 
 
-def slow(seconds: float) -> Callable:
-    """As `bad`: the answer takes so long."""
+class Clock:
+    """Turns only when a server waits, and then to what comes next. A client is asked at once, and its answer comes
+    when its seconds are over; an evaluation takes none."""
 
-    def answer(number: int, *usual: object) -> tuple:
-        time.sleep(seconds)
-        return usual
+    def __init__(self, server: FederatedServer, monkeypatch: pytest.MonkeyPatch):
+        self.now = 0.0
+        self.plan: list[tuple[float, int, Callable[[], object]]] = []  # when, in which order, what
+        self.count = 0
+        for module in ("async_server", "dispatch"):
+            monkeypatch.setattr(f"federation.server.{module}.time", SimpleNamespace(monotonic=lambda: self.now))
+        self.dispatcher = server.dispatcher
+        self.is_over = self.dispatcher.wait
+        monkeypatch.setattr(self.dispatcher, "_start", self.start)
+        monkeypatch.setattr(self.dispatcher, "wait", self.wait)
+        monkeypatch.setattr(self.dispatcher.stop, "wait", self.turn)
 
-    return answer
+    def at(self, when: float, do: Callable[[], object]) -> None:
+        self.count += 1
+        self.plan.append((when, self.count, do))
+
+    def turn(self, seconds: float) -> None:
+        """To the next thing that happens, but not further than this."""
+        self.now = min([self.now + seconds, *(when for when, _, _ in self.plan)])
+        due, self.plan = [each for each in self.plan if each[0] <= self.now], [e for e in self.plan if e[0] > self.now]
+        for _, _, do in sorted(due):
+            do()
+
+    def start(self, participant: Participant, call: Callable) -> Request:
+        future, learner = concurrent.futures.Future(), participant.client.learner
+        trained = len(learner.fitted)
+        try:
+            answer = call(participant.client, 0.0)
+            end = lambda: future.set_result(answer)  # noqa: E731
+        except ConnectionError as error:
+            broken = error
+            end = lambda: future.set_exception(broken)  # noqa: E731
+        seconds = learner.seconds if len(learner.fitted) > trained else 0.0
+        self.at(self.now + seconds, end)
+        return Request(participant, future, self.now)
+
+    def wait(self, requests: list[Request], timeout: float = 0.2) -> list[Request]:
+        self.turn(timeout)
+        return self.is_over(requests, 0)

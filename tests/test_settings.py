@@ -1,0 +1,171 @@
+"""Settings check themselves, whoever makes them; runs and servers of earlier versions are read as they were meant."""
+
+import dataclasses
+import json
+
+from federation.aggregation.strategy import STRATEGIES, CheckedStrategy
+from federation.config import Recipe
+from federation.server.settings import ServerSettings
+
+import numpy as np
+import pytest
+from helpers.updates import update
+
+# As commit eaf4b7f, the last before the settings became one dataclass field each, sent and stored them.
+OLD_RECIPE = (
+    '{"model": "cnn", "rounds": 3, "local_epochs": 1, "batch_size": 64, "learning_rate": 0.15, '
+    '"partitioner": "iid", "alpha": 0.5, "seed": 0, "compress": "none"}'
+)
+OLD_SETTINGS = {"clients": 3, "min_clients": 2, "fraction_fit": 1.0, "strategy": "fedavg", "max_update_norm": None}
+OLD_SETTINGS |= {"target_accuracy": None, "join_timeout": 3600.0, "rejoin_wait": 30.0, "round_timeout": 600.0}
+OLD_SETTINGS |= {"mode": "sync", "buffer_size": 2, "server_learning_rate": 1.0, "max_staleness": 10, "patience": 0.25}
+
+
+def refusal(kind: type, **values: object) -> str:
+    with pytest.raises(ValueError, match=".") as caught:
+        kind(**values)
+    return str(caught.value)
+
+
+WRONG_TYPES = {
+    "rounds": ("3", "--rounds must be a whole number, got '3'"),
+    "local_epochs": (2.0, "--local-epochs must be a whole number, got 2.0"),
+    "batch_size": (True, "--batch-size must be a whole number, got True"),
+    "learning_rate": ("fast", "--learning-rate must be a number, got 'fast'"),
+    "alpha": (False, "--alpha must be a number, got False"),
+    "seed": (None, "--seed must be a whole number, got None"),
+    "model": (7, "--model must be a word, got 7"),
+    "compress": (["fp16"], "--compress must be a word, got ['fp16']"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+def test_a_setting_of_another_type_is_refused_at_once(name):
+    value, words = WRONG_TYPES[name]
+    assert refusal(Recipe, **{name: value}) == words
+
+
+def test_a_setting_of_another_range_is_refused_at_once_by_both_kinds():
+    partitioners = "iid, dirichlet, shards, quantity-skew, local"
+    assert refusal(Recipe, partitioner="x") == f"--partitioner must be one of {partitioners}, got 'x'"
+    assert refusal(Recipe, rounds=0) == "--rounds must be at least 1, got 0"
+    assert refusal(Recipe, alpha=float("nan")) == "--alpha must be above 0, got nan"
+    assert refusal(ServerSettings, clients=0) == "--clients must be at least 1, got 0"
+    assert refusal(ServerSettings, fraction_fit="all") == "--fraction-fit must be a number, got 'all'"
+    assert refusal(ServerSettings, min_clients=4) == "--min-clients must be between 1 and --clients (3), got 4"
+
+
+def test_a_whole_number_does_for_a_number_however_large():
+    assert repr(Recipe(alpha=1).alpha) == "1.0"
+    with pytest.raises(ValueError, match=r"^--alpha must be above 0, got inf$"):
+        Recipe.from_json('{"alpha": 1' + 400 * "0" + "}")
+
+
+def test_what_is_left_out_follows_from_the_rest():
+    assert (Recipe().batch_size, Recipe(model="lenet").batch_size) == (64, 32)
+    assert (Recipe().learning_rate, Recipe(model="lenet").learning_rate) == (0.15, 0.02)
+    assert [ServerSettings(clients=n).min_clients for n in (1, 2, 9)] == [1, 2, 2]
+    assert [ServerSettings(clients=n, mode="async").buffer_size for n in (1, 3, 4)] == [1, 2, 3]
+    assert ServerSettings(strategy="fedadam").server_learning_rate == 0.01
+    assert ServerSettings(strategy="fedavgm").server_learning_rate == 1
+    sync = ServerSettings()
+    assert {sync.buffer_size, sync.max_staleness, sync.patience, sync.server_learning_rate} == {None}
+
+
+OF_OTHERS = {
+    "buffer_size": (2, {}, "--mode async"),
+    "max_staleness": (3, {}, "--mode async"),
+    "patience": (0.5, {"strategy": "krum"}, "--mode async"),
+    "server_momentum": (0.5, {"strategy": "fedadam"}, "--strategy fedavgm"),
+    "malicious_clients": (1, {"strategy": "fedmedian"}, "--strategy krum"),
+    "trimmed_fraction": (0.1, {"mode": "async"}, "--strategy fedtrimmedavg"),
+    "server_learning_rate": (1.0, {}, "--mode async or --strategy fedavgm or --strategy fedadam"),
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_a_setting_of_another_mode_or_strategy_is_refused(name):
+    value, others, owner = OF_OTHERS[name]
+    flag = "--" + name.replace("_", "-")
+    assert refusal(ServerSettings, **{name: value}, **others) == f"{flag} is for {owner}; give both or none"
+
+
+def test_the_asynchronous_mode_has_its_own_aggregation():
+    for values, flag in (({"strategy": "krum"}, "--strategy krum"), ({"fraction_fit": 0.5}, "--fraction-fit")):
+        assert refusal(ServerSettings, mode="async", **values).endswith(f"leave out {flag}")
+
+
+# Earlier versions
+
+
+def test_the_recipe_of_a_run_without_new_settings_travels_as_it_always_did():
+    assert Recipe().to_json() == OLD_RECIPE
+    assert Recipe.from_json(OLD_RECIPE) == Recipe()
+
+
+@pytest.mark.parametrize(("old", "new"), [("whole", "local"), ("sizes", "quantity-skew")])
+def test_partitioners_are_accepted_by_their_former_names_and_travel_by_them(old, new):
+    assert Recipe(partitioner=old).partitioner == new
+    assert Recipe.from_stored({"partitioner": old}).partitioner == new
+    assert json.loads(Recipe(partitioner=new).to_json())["partitioner"] == old
+    assert Recipe.from_json(Recipe(partitioner=new).to_json()) == Recipe(partitioner=new)
+
+
+def test_a_new_setting_travels_only_where_it_is_on():
+    sent = Recipe(proximal_mu=0.1).to_json()
+    assert json.loads(sent) == {**json.loads(OLD_RECIPE), "proximal_mu": 0.1}
+    assert Recipe.from_json(sent).proximal_mu == 0.1
+
+
+def test_a_recipe_of_a_later_version_is_refused_in_words():
+    for text in ('{"privacy": 1}', "[]", "3"):
+        with pytest.raises(ValueError, match=r"^the server's recipe is of another version: "):
+            Recipe.from_json(text)
+
+
+def test_a_stored_synchronous_run_is_read_without_what_did_not_apply_to_it():
+    config = {**json.loads(OLD_RECIPE), **OLD_SETTINGS, "classes": ["a", "b"], "statistics": [1]}
+    assert ServerSettings.from_stored(config) == ServerSettings()
+    assert Recipe.from_stored(config) == Recipe()
+    other = {**config, "partitioner": "sizes", "model": "lenet", "batch_size": 8, "learning_rate": 0.5, "seed": 9}
+    made = Recipe("lenet", batch_size=8, learning_rate=0.5, partitioner="quantity-skew", seed=9)
+    assert Recipe.from_stored(other) == made
+
+
+def test_a_stored_asynchronous_run_is_read_with_all_its_settings():
+    config = {**OLD_SETTINGS, "mode": "async", "buffer_size": 3, "server_learning_rate": 0.5, "patience": 0.0}
+    made = ServerSettings(mode="async", buffer_size=3, server_learning_rate=0.5, patience=0.0)
+    assert ServerSettings.from_stored(config) == made
+
+
+def test_a_stored_run_of_fedadam_or_fedavgm_goes_on_with_the_steps_that_it_took():
+    """Its server_learning_rate of 1 was FedBuff's, and not used."""
+    stored = {name: ServerSettings.from_stored({**OLD_SETTINGS, "strategy": name}) for name in ("fedadam", "fedavgm")}
+    assert stored["fedadam"].server_learning_rate == 0.01
+    assert (stored["fedavgm"].server_learning_rate, stored["fedavgm"].server_momentum) == (1, 0.5)
+    steps = []
+    for settings in (stored["fedadam"], ServerSettings(strategy="fedadam", server_learning_rate=0.01)):
+        start = [np.zeros(1, np.float32)]
+        rule = CheckedStrategy(STRATEGIES["fedadam"], settings, start, [])
+        steps.append(rule.aggregate(start, [update([np.ones(1, np.float32)])])[0].tobytes())
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ServerSettings(strategy="fedadam", server_learning_rate=0.5),
+        ServerSettings(strategy="fedavgm", server_learning_rate=0.5, server_momentum=0.9),
+        ServerSettings(strategy="krum", clients=9, malicious_clients=3),
+        ServerSettings(strategy="fedtrimmedavg", trimmed_fraction=0.1),
+        ServerSettings(mode="async", patience=1.0, max_staleness=0),
+    ],
+    ids=lambda settings: f"{settings.mode} {settings.strategy}",
+)
+def test_what_is_stored_today_comes_back(settings):
+    assert ServerSettings.from_stored(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+
+
+def test_the_run_config_of_flowers_engines_leaves_what_is_empty_at_its_default():
+    recipe = Recipe.from_run_config({"batch-size": "", "rounds": 5, "learning-rate": 1, "dataset": "synthetic"})
+    assert recipe == Recipe(rounds=5, learning_rate=1.0)
