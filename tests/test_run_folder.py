@@ -128,7 +128,7 @@ def test_a_row_of_an_earlier_version_is_read():
 
 def test_what_is_no_history_is_refused():
     for text in ("{}", "[]", '{"config": {}, "rounds": [{"rows": 1}]}', '{"config": {}, "rounds": 3}', "{"):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             History.from_json(text)
 
 

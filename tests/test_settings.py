@@ -22,7 +22,7 @@ OLD_SETTINGS |= {"mode": "sync", "buffer_size": 2, "server_learning_rate": 1.0, 
 
 
 def refusal(kind: type, **values: object) -> str:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         kind(**values)
     return str(caught.value)
 

@@ -1,13 +1,17 @@
 """The client's way to the server: wait for it, keep the stream, come back when it breaks, say what is wrong."""
 
+import base64
+import os
+import socket
 import threading
 import time
 from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from federation.client.session import Session
 from federation.console import clean, fail, say
 from federation.net import bypass_proxy, is_loopback, keep_client_connection, parse_address
-from federation.security.tls import tls_mismatch
+from federation.security.tls import PROBE_SECONDS, tls_mismatch
 
 import grpc
 from flwr.client import Client
@@ -24,6 +28,8 @@ except ImportError:
         handle_legacy_message_from_msgtype,
     )
 from flwr.compat.client.grpc_client.connection import grpc_connection
+
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # environment variables
 
 
 def take_part(session: Session, address: str, *, wait: float, root_certificates: bytes | None = None) -> None:
@@ -53,7 +59,8 @@ def take_part(session: Session, address: str, *, wait: float, root_certificates:
             say(f"{words}; asking again for {wait:g} s")
             announced = True
         if time.monotonic() - away_since >= wait:
-            fail(f"no server at {address} after {wait:g} s; start `python server.py`, or name it with --server")
+            remedy = "; start `python server.py`, or name it with --server" if words.startswith("no server") else ""
+            fail(f"{words} after {wait:g} s{remedy}" if remedy else f"{words}; gave up after {wait:g} s")
         time.sleep(min(1.0, wait / 10))
 
 
@@ -93,9 +100,56 @@ def _explain(error: Exception, host: str, port: int, root_certificates: bytes | 
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return f"the server at {host}:{port} has too many connections"
     if code == grpc.StatusCode.UNAVAILABLE:
-        mismatch = tls_mismatch(host, port, root_certificates)
+        mismatch = None if proxy_for(host) else tls_mismatch(host, port, root_certificates)
         if mismatch:
             fail(mismatch)
-    if code == grpc.StatusCode.UNAVAILABLE:
-        return f"no server at {host}:{port}"
+        return out_of_reach(host, port)
     return f"the server at {host}:{port} ended the connection"
+
+
+def out_of_reach(host: str, port: int) -> str:
+    """Why nobody answers there: an unknown name, a proxy in the way, nobody listening, or silence."""
+    proxy = proxy_for(host)
+    if proxy:
+        found = _try_proxy(proxy, host, port)
+        return f"the proxy {proxy.hostname}:{proxy.port} {found}; no_grpc_proxy={host} goes without it"
+    try:
+        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+    except socket.gaierror:
+        return f"no host named {host} is known here; check --server"
+    except TimeoutError:
+        return f"no answer from {host}:{port}; a firewall may be in the way"
+    except OSError as error:
+        if not isinstance(error, ConnectionRefusedError):
+            return f"no way to {host}:{port} ({error.strerror})"
+    return f"no server at {host}:{port}"
+
+
+def proxy_for(host: str) -> SplitResult | None:
+    """The proxy that gRPC takes for this host, if any; by the variables that it reads, in its order."""
+    address = next((os.environ[name] for name in PROXIES if os.environ.get(name)), "")
+    exempt = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112 (gRPC's own names)
+    if not address or any(name and (name == "*" or host.endswith(name)) for name in exempt.replace(" ", "").split(",")):
+        return None
+    try:
+        proxy = urlsplit(address if "://" in address else f"http://{address}")
+        return proxy if proxy.hostname and proxy.port else None
+    except ValueError:  # no number for a port
+        return None
+
+
+def _try_proxy(proxy: SplitResult, host: str, port: int) -> str:
+    """What the proxy makes of a connection to the server."""
+    try:
+        with socket.create_connection((proxy.hostname or "", proxy.port or 0), timeout=PROBE_SECONDS) as line:
+            login = ""
+            if proxy.username is not None:
+                pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
+                login = f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
+            line.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{login}\r\n".encode())
+            status = line.recv(64).decode("ascii", "replace").split()[1:2]
+    except OSError:
+        return "can't be reached"
+    if status == ["407"]:
+        return "wants a login; put it into the proxy's address: http://USER:PASSWORD@HOST:PORT"
+    return f"finds no server at {host}:{port}" + (f" (it answers {clean(status[0], 10)})" if status else "")

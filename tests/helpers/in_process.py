@@ -176,8 +176,8 @@ class Clock:
         self.plan.append((when, self.count, do))
 
     def turn(self, seconds: float) -> None:
-        """To the next thing that happens, but not further than this."""
-        self.now = min([self.now + seconds, *(when for when, _, _ in self.plan)])
+        """To the next thing that happens, but not further than this; as every clock, a little even for no wait."""
+        self.now = min([self.now + max(seconds, 0.001), *(when for when, _, _ in self.plan)])
         due, self.plan = [each for each in self.plan if each[0] <= self.now], [e for e in self.plan if e[0] > self.now]
         for _, _, do in sorted(due):
             do()
