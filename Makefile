@@ -51,7 +51,7 @@ lock:
 	echo '# from requirements.txt; install it in its place where every machine shall have the same versions.' >> $(VENV)/lock.txt
 	echo '# The packages with a condition behind them are left out where nothing needs them: CUDA, Triton, uvloop.' >> $(VENV)/lock.txt
 	$(VENV)/lock/bin/python -m pip freeze --all --exclude pip | sed -E \
-		-e '/^(cuda|nvidia|triton)/s/$$/ ; sys_platform == "linux" and platform_machine == "x86_64"/' \
+		-e '/^(cuda|nvidia|triton)/s/$$/ ; sys_platform == "linux"/' \
 		-e '/^uvloop/s/$$/ ; sys_platform != "win32"/' >> $(VENV)/lock.txt
 	mv $(VENV)/lock.txt requirements-lock.txt
 	rm -r $(VENV)/lock
