@@ -5,6 +5,7 @@ COPY requirements.txt ./
 # PyTorch from PyPI brings gigabytes of CUDA; with the address of its CPU builds here, pip takes those instead.
 ARG PIP_EXTRA_INDEX_URL
 RUN pip install --no-cache-dir --requirement requirements.txt
+COPY LICENSE ./
 COPY *.py ./
 COPY federation federation/
 RUN useradd --create-home --uid 1000 federation && install --directory --owner federation data runs

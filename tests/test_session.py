@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 from federation.client import session as module
@@ -172,12 +173,13 @@ def test_compressed_weights_are_unpacked_for_the_client_and_packed_for_the_way()
 
 
 def test_a_failure_of_the_users_code_is_told_by_its_kind_alone_and_shown_whole_here(capsys):
-    session = admitted(replaced={"get_parameters": fails, "fit": fails, "evaluate": fails})
+    session = admitted(replaced={"fit": fails, "evaluate": fails})
+    session.client.get_parameters = fails
     report = {"error": "its own code failed (OSError)"}
     assert session.get_parameters({}) == []
     assert session.fit(WEIGHTS, ROUND) == ([], 0, report)
     assert session.evaluate(WEIGHTS, ROUND) == (0.0, 0, report)
-    assert capsys.readouterr().err.count("no folder /data/jane-doe") == 3
+    assert capsys.readouterr().err.count("\nOSError: no folder /data/jane-doe\n") == 3
     assert session.failure == "OSError: no folder /data/jane-doe"
 
 
@@ -319,19 +321,18 @@ def test_a_node_opens_its_part_for_the_work_itself_too():
 
 def test_an_app_opens_the_data_once_and_each_partition_once(monkeypatch):
     opened, made, shared = [], [], []
-    monkeypatch.setattr("federation.client.compute.share_cores", lambda *numbers: shared.append(numbers))
+    compute = SimpleNamespace(find_device=lambda name: f"the {name}", share_cores=lambda *n: shared.append(n))
+    monkeypatch.setitem(sys.modules, "federation.client.compute", compute)  # imports torch
+    monkeypatch.setattr("federation.client.node_app.ClientApp", lambda client_fn: client_fn)
 
     def client_class(dataset, assignment, device):
         made.append((dataset, assignment.partition, device))
-        return Client(assignment, classes=["cat", "dog"])
+        return Client(assignment)
 
-    app = make_app(client_class, lambda name, folder: opened.append((name, folder)) or name)
-    client_fn = next(
-        cell.cell_contents for cell in app._call.__closure__ if getattr(cell.cell_contents, "__name__", "") == "client_fn"
-    )
+    client_fn = make_app(client_class, lambda name, folder: opened.append((name, folder)) or name)
     for partition in (0, 1, 0):
-        node = client_fn(context(partition_id=partition, num_partitions=2, device="cpu", threads=2)).numpy_client
-        node.fit(WEIGHTS, ROUND)
+        node = client_fn(context(partition_id=partition, num_partitions=2, device="gpu", threads=2))
+        node.numpy_client.fit(WEIGHTS, ROUND)
     assert opened == [("synthetic", "data")]
-    assert made == [("synthetic", 0, "cpu"), ("synthetic", 1, "cpu")]
+    assert made == [("synthetic", 0, "the gpu"), ("synthetic", 1, "the gpu")]
     assert shared == [(2, 3)] * 3

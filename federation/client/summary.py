@@ -10,12 +10,15 @@ from federation.protocol import Assignment
 
 import numpy as np
 
+COUNTED = "; training images by class:"
+
 
 def introduce(client: Any, assignment: Assignment) -> None:
     """Say what this client has: its class distribution."""
     partition, sizes = assignment.partition, f"{client.num_train:,} training and {client.num_test:,} test images"
-    say(f"joined with partition {partition} of {assignment.num_partitions}: {sizes}; training images by class:")
-    columns = [f"{name} {count:,}" for name, count in zip(client.classes, client.class_counts, strict=True)]
+    counts = getattr(client, "class_counts", [])  # which a client may keep to itself
+    say(f"joined with partition {partition} of {assignment.num_partitions}: {sizes}" + (COUNTED if counts else ""))
+    columns = [f"{name} {count:,}" for name, count in zip(client.classes, counts, strict=bool(counts))]
     for start in range(0, len(columns), 5):
         say("  " + "".join(f"{column:<18}" for column in columns[start : start + 5]).rstrip())
 

@@ -135,7 +135,9 @@ def instructions(folder: Path, hosts: list[str]) -> str:
     return f"""
 The server's machine needs server.pem, server.key and ca.pem; every client needs ca.pem, which is no secret.
 ca.key signs: whoever has it can pose as the server. Nobody else needs it; best keep it off the network.
-Server and clients also share a secret, in a file that you write once: openssl rand -hex 32 > secret.txt
+Server and clients also share a secret, in a file that you write once:
+
+  (umask 077; openssl rand -hex 32 > secret.txt)
 
   python server.py --address {listen}:8080 --certificate {folder}/server.pem --private-key {folder}/server.key \\
       --ca-certificate {folder}/ca.pem --secret-file secret.txt
