@@ -6,6 +6,7 @@ COPY requirements.txt ./
 ARG PIP_EXTRA_INDEX_URL
 RUN pip install --no-cache-dir --requirement requirements.txt
 COPY LICENSE ./
+COPY pyproject.toml ./
 COPY *.py ./
 COPY federation federation/
 RUN useradd --create-home --uid 1000 federation && install --directory --owner federation data runs

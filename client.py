@@ -32,13 +32,14 @@ class CifarClient(NumPyClient):
     input_shape = INPUT_SHAPE
 
     def __init__(self, dataset, assignment: Assignment, device: str = "cpu") -> None:
-        recipe, own, self.dataset = assignment.recipe, assignment.partition, dataset
+        recipe, partition, self.dataset = assignment.recipe, assignment.partition, dataset
         if assignment.classes:
             dataset.adopt(list(assignment.classes))
         labels, test_labels = (dataset.labels(split, recipe.seed) for split in ("train", "test"))
-        how = recipe.partitioner, recipe.alpha, recipe.seed
-        train, test = shares(labels, test_labels, assignment.num_partitions, *how)
-        self.recipe, self.partition, self.train_rows, self.test_rows = recipe, own, train[own], test[own]
+        split = recipe.partitioner, recipe.alpha, recipe.seed
+        train, test = shares(labels, test_labels, assignment.num_partitions, *split)
+        self.recipe, self.partition = recipe, partition
+        self.train_rows, self.test_rows = train[partition], test[partition]
         self.num_train, self.num_test = len(self.train_rows), len(self.test_rows)
         self.classes = dataset.classes
         self.class_counts = np.bincount(labels[self.train_rows], minlength=len(self.classes)).tolist()
@@ -64,9 +65,9 @@ class CifarClient(NumPyClient):
     def fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
         """Train on this client's images, starting from the global model."""
         self.set_parameters(parameters)
-        part = (config["start"], config["end"]) if "start" in config else None  # of the run, where the server says so
+        span = (config["start"], config["end"]) if "start" in config else None  # of the run, where the server says so
         metrics = model.train_round(
-            self.network, *self.train_set, self.recipe, self.partition, config["server_round"], part, title(config)
+            self.network, *self.train_set, self.recipe, self.partition, config["server_round"], span, title(config)
         )
         return self.get_parameters({}), self.num_train, metrics
 

@@ -42,7 +42,7 @@ class Cnn(nn.Module):
         x = F.gelu(self.norm(self.stem(x)))  # (n, 32, 16, 16)
         x = self.blocks(x)  # (n, 128, 4, 4)
         x = x.amax((2, 3))  # (n, 128)
-        return self.head(x) * 0.2  # small logits to begin with stand the large learning rate
+        return self.head(x) * 0.2  # small first logits keep training stable at the large learning rate
 
 
 def block(wide_in: int, wide_out: int, pool: bool = True) -> nn.Sequential:
@@ -86,7 +86,7 @@ NETWORKS = {"cnn": Cnn, "lenet": LeNet}
 
 
 def build(name: str, num_classes: int, seed: int) -> nn.Module:
-    """The same weights for the same seed, whatever was drawn before; nothing drawn later is changed by it."""
+    """The seed alone decides the weights; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return NETWORKS[name](num_classes)
@@ -111,15 +111,15 @@ def train_round(
     recipe: Recipe,
     partition: int,
     server_round: int,
-    part: tuple[float, float] | None = None,
+    span: tuple[float, float] | None = None,
     title: str = "",
 ) -> dict[str, float]:
     """One client's local training in one server round, in place; returns its metrics, by names that begin with train_.
 
-    part: of the whole run (0 to 1, all rounds), as the learning rate's schedule spans it; the round's own unless
-    given. title: of the progress bar. The loss is the one trained on, smoothed and adjusted (see priors).
+    span: start and end of this training as fractions of the whole run, for the learning rate's schedule; default:
+    this round's. title: of the progress bar. The loss is the one trained on, smoothed and adjusted (see priors).
     """
-    start, end = part or ((server_round - 1) / recipe.rounds, server_round / recipe.rounds)
+    start, end = span or ((server_round - 1) / recipe.rounds, server_round / recipe.rounds)
     parameters: list[torch.Tensor] = [each for each in network.parameters() if each.requires_grad]  # frozen ones stay
     if not parameters:
         say("all layers of the network are frozen: there is nothing to train")
@@ -146,17 +146,16 @@ def train_round(
         if not done:
             log_prior, targets = priors(labels, logits.shape[1], device)
         loss = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
         used = [i for i, gradient in enumerate(gradients) if gradient is not None]  # forward may skip a layer
         with torch.no_grad():
             # FedProx, Li et al. 2020, arXiv:1812.06127: the gradient of mu / 2 |w - start|^2; no start without it.
             for i in used if start_weights else ():
-                gradients[i].add_(parameters[i] - start_weights[i], alpha=recipe.proximal_mu)
+                gradients[i] = gradients[i] + recipe.proximal_mu * (parameters[i] - start_weights[i])
             # torch.optim.SGD as a function: the class imports torch's compiler, a second for each client.
             own: list[Any] = [[each[i] for i in used] for each in (parameters, gradients, momenta)]
             sgd(*own, lr=recipe.learning_rate * rate_at(t), **SGD)
-            for i, momentum in zip(used, own[2], strict=True):
-                momenta[i] = momentum
+            momenta = [own[2].pop(0) if i in used else momentum for i, momentum in enumerate(momenta)]
         total += loss.item() * len(batch)
         seen += len(batch)
     return {"train_loss": total / max(seen, 1)}
@@ -165,8 +164,8 @@ def train_round(
 def priors(labels: torch.Tensor, num_classes: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The log of this client's class frequencies, (classes,), and smoothed targets, a row a class.
 
-    Added to the logits, it takes its mix of classes out of what the network learns: it is not rewarded for forgetting
-    the classes that this client lacks. Logit adjustment, Menon et al. 2021, arXiv:2007.07314; for federations Zhang
+    Added to the logits, this stops the network from learning how frequent each class is at this client, and from
+    forgetting those that it lacks. Logit adjustment, Menon et al. 2021, arXiv:2007.07314; for federations Zhang
     et al. 2022, arXiv:2209.00189. An even mix: no effect.
     """
     prior = torch.bincount(labels, minlength=num_classes).float() + 0.01

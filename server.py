@@ -48,7 +48,7 @@ def main() -> None:
     serve(server, args, certificates)
     if server.exit_code == 0:
         finish(run.folder)
-    exit_now(server.exit_code)  # a thread may still wait for a client that is stopped: it must not keep us
+    exit_now(server.exit_code)  # a thread may still be waiting for a frozen client
 
 
 def serve(server: Server, args: argparse.Namespace, certificates: tuple[bytes, bytes, bytes] | None) -> None:

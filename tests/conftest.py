@@ -4,7 +4,6 @@ import importlib
 import inspect
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,13 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _starts_processes(thing: object, seen: set[object]) -> bool:
-    """Whether the source of a test, a fixture or a helper names subprocess, or what does, anywhere in tests/."""
-    if thing is subprocess:
-        return True
+    """Whether the source of a test, a fixture or a helper names subprocess, or something in tests/ that does."""
     ours = inspect.isfunction(thing) or inspect.isclass(thing)
     if not ours or thing in seen or not thing.__module__.startswith(("test_", "helpers.", "conftest")):
         return False
     seen.add(thing)
     known = vars(sys.modules[thing.__module__])
     words = set(re.findall(r"\w+", inspect.getsource(thing)))
-    return any(_starts_processes(known[word], seen) for word in words & set(known))
+    return "subprocess" in words or any(_starts_processes(known[word], seen) for word in words & set(known))

@@ -3,6 +3,8 @@
 import io
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 
 from federation.client import model_file
@@ -219,9 +221,6 @@ def test_export_without_its_packages_says_how_to_install_them(saved, tmp_path, m
 
 
 def test_a_reader_that_has_seen_enough_ends_it_in_silence(saved, images):
-    import subprocess
-    import sys
-
     command = [sys.executable, "classify.py", "--model", str(saved), *[str(images / "test/red/00.png")] * 50]
     with subprocess.Popen(command, cwd=ROOT, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()

@@ -32,13 +32,11 @@ def end_of(client: FakeClient) -> FakeClient:
 # Of a client's data
 
 
-def settle(fake: FakeAdmission, client: FakeClient, **values: object) -> int:
-    """Let a participant declare its data once more, with these values."""
+def settle(fake: FakeAdmission, participant: Participant, **values: object) -> int:
+    """Let a participant declare its data, with these values."""
     usual = {"train_examples": 1, "test_examples": 1, "buffer_positions": [2], "class_counts": []}
-    fields = DataSummary.__dataclass_fields__
-    rest = {"input_shape": [], "model_bytes": 0}
-    values = {**usual, **{name: value for name, value in rest.items() if name in fields}, **values}
-    return fake.admission.settle(fake.admission.of_client(client), DataSummary(**values), "client 7")
+    summary = DataSummary(**{**usual, "input_shape": [], "model_bytes": 0, **values})
+    return fake.admission.settle(participant, summary, "client 7")
 
 
 def test_the_first_client_says_which_arrays_are_measured_and_the_others_agree(fake):
@@ -59,15 +57,25 @@ def test_counts_by_class_are_of_the_classes_that_the_client_has(fake):
 def test_without_images_of_both_kinds_a_client_is_refused(fake, train, test):
     client = fake.joins()
     with pytest.raises(Refused, match=f"client 7 has {train} training and {test} test images; it needs both"):
-        settle(fake, client, train_examples=train, test_examples=test)
+        settle(fake, fake.admission.of_client(client), train_examples=train, test_examples=test)
+
+
+def test_a_client_with_inputs_of_another_shape_is_refused_with_both(fake):
+    fake.joins(summary={"input_shape": "[3, 32, 32]"})
+    words = fake.joins(summary={"input_shape": "[3, 64, 64]"}).told["words"]
+    assert words == "client 1 has inputs of shape [3, 64, 64], the others [3, 32, 32]; use one data.py"
+
+
+def test_a_model_that_no_message_can_carry_is_refused_before_it_is_trained():
+    fake = FakeAdmission(max_message_bytes=2e6)
+    words = fake.joins(summary={"model_bytes": 2_500_000}).told["words"]
+    assert words == "client 0's model takes 2.5 MB, more than --max-message-mb 2; raise it at the server"
 
 
 def test_a_client_lost_while_it_read_its_data_does_not_count(fake):
     client = fake.joins()
     lost = Participant(0, client, "another", "here")
-    fake.admission.participants[0].client = FakeClient()
-    summary = DataSummary(1, 1, [2], [])
-    assert fake.admission.settle(lost, summary, "client 0") == 0
+    assert settle(fake, lost) == 0
     assert not lost.ready
 
 
@@ -379,7 +387,7 @@ def test_an_app_has_its_rounds_from_the_run_config():
 
 def test_the_run_config_has_all_checks_of_the_command_line():
     assert read_run_config({"strategy": "fedadam", "device": "cpu"}, clients=5).settings.clients == 5
-    with pytest.raises(ValueError, match="^run config: --min-clients must be between 1 and --clients"):
+    with pytest.raises(ValueError, match=r"^run config: --min-clients must be between 1 and --clients"):
         read_run_config({"min-clients": 9}, clients=5)
-    with pytest.raises(ValueError, match="^run config: unrecognized arguments: --colour=red"):
+    with pytest.raises(ValueError, match=r"^run config: unrecognized arguments: --colour=red"):
         read_run_config({"colour": "red"}, clients=5)

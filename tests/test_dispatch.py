@@ -97,11 +97,9 @@ def test_only_those_selected_train_and_all_evaluate(make):
 @pytest.mark.parametrize("what", ["fit", "evaluate"])
 def test_without_a_single_answer_the_round_is_lost(make, what):
     dispatcher = make([Learner(**{what: lost}) for _ in range(2)])
+    asked = {"fit": (1, START, dispatcher.clients.ready()), "evaluate": (1, START)}
     with pytest.raises(RoundLost):
-        if what == "fit":
-            dispatcher.fit(1, START, dispatcher.clients.ready())
-        else:
-            dispatcher.evaluate(1, START)
+        getattr(dispatcher, what)(*asked[what])
     assert dispatcher.clients.ready() == []
 
 

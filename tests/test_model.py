@@ -1,12 +1,14 @@
 """The contract of model.py, for every network in it: replace the networks, and these still hold."""
 
 import copy
+import math
 
 from federation.config import MODELS, Recipe
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import model
 
@@ -19,10 +21,10 @@ def examples(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images), torch.from_numpy(rng.integers(0, CLASSES, n))
 
 
-def train(network, n: int, part=(0.0, 1.0), partition: int = 0, **recipe) -> float:
+def train(network, n: int, span=(0.0, 1.0), partition: int = 0, **recipe) -> float:
     """The training loss of one local training on n examples, in batches of four."""
     made = Recipe(**{"batch_size": 4, "learning_rate": 0.01, "seed": 1, **recipe})
-    return model.train_round(network, *examples(n), made, partition, 1, part)["train_loss"]
+    return model.train_round(network, *examples(n), made, partition, 1, span)["train_loss"]
 
 
 def same_bits(one: list[np.ndarray], two: list[np.ndarray]) -> bool:
@@ -191,8 +193,8 @@ def test_training_again_after_evaluation_goes_on_measuring(network):
 
 def test_the_learning_rate_follows_a_schedule_over_all_rounds(network):
     early, late = copy.deepcopy(network), copy.deepcopy(network)
-    train(early, 8, part=(0.2, 0.4))
-    train(late, 8, part=(0.8, 1.0))
+    train(early, 8, span=(0.2, 0.4))
+    train(late, 8, span=(0.8, 1.0))
     assert not same_bits(model.get_weights(early), model.get_weights(late))
 
 
@@ -200,8 +202,16 @@ def test_a_round_is_its_own_part_of_the_run_unless_another_is_given(network):
     one, other = copy.deepcopy(network), copy.deepcopy(network)
     recipe = Recipe(rounds=4, batch_size=4, learning_rate=0.01)
     model.train_round(one, *examples(8), recipe, 0, 2)
-    model.train_round(other, *examples(8), recipe, 0, 2, part=(0.25, 0.5))
+    model.train_round(other, *examples(8), recipe, 0, 2, span=(0.25, 0.5))
     assert same_bits(model.get_weights(one), model.get_weights(other))
+
+
+def test_the_progress_bar_counts_the_batches_of_all_epochs_under_its_title(network, monkeypatch):
+    bars = []
+    monkeypatch.setattr(model, "tqdm", lambda batches, title, **how: bars.append((len(batches), title)) or batches)
+    recipe = Recipe(batch_size=4, learning_rate=0.01, local_epochs=2)
+    model.train_round(network, *examples(8), recipe, 0, 1, title="round 1 of 3")
+    assert bars == [(4, "round 1 of 3")]
 
 
 def distance(one: list[np.ndarray], two: list[np.ndarray]) -> float:
@@ -210,13 +220,42 @@ def distance(one: list[np.ndarray], two: list[np.ndarray]) -> float:
 
 def test_fedprox_keeps_the_weights_near_the_start_and_is_off_at_0(network):
     start = [each.detach().clone() for each in network.parameters()]
-    steps = {}
+    steps, bits = {}, {}
     for mu in (None, 0.0, 10.0):
         copied = copy.deepcopy(network)
         train(copied, 16, local_epochs=3, learning_rate=0.05, **({} if mu is None else {"proximal_mu": mu}))
         steps[mu] = distance([each.detach().numpy() for each in copied.parameters()], [each.numpy() for each in start])
-    assert steps[None] == steps[0.0]
+        bits[mu] = [array.tobytes() for array in model.get_weights(copied)]
+    assert bits[None] == bits[0.0] != bits[10.0]
     assert steps[10.0] < 0.8 * steps[0.0]
+
+
+class Sum(nn.Module):
+    """The first of two logits is the sum of the weights, whatever the image; autograd gives them one gradient tensor."""
+
+    def __init__(self, *weights: float):
+        super().__init__()
+        self.weights = nn.ParameterList(torch.tensor(weight) for weight in weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = sum(self.weights).expand(len(x))
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+
+@pytest.mark.parametrize("start", [(1.0,), (1.0, 0.5)])
+@pytest.mark.parametrize("mu", [0.0, 2.0])
+def test_two_steps_of_fedprox_by_hand(start, mu):
+    network = Sum(*start)
+    recipe = Recipe(rounds=1, local_epochs=2, batch_size=2, learning_rate=0.1, proximal_mu=mu)
+    model.train_round(network, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), recipe, 0, 1)
+    weights, momenta = list(start), [0.0 for _ in start]
+    for rate in (0.1 * 0.75 / 0.8, 0.1 * 0.25 / 0.8):  # at a quarter and at three quarters of the run
+        slope = 1 / (1 + math.exp(-sum(weights))) - 0.5  # of the loss; half the labels are 0
+        for i, first in enumerate(start):
+            gradient = slope + mu * (weights[i] - first) + 5e-4 * weights[i]
+            momenta[i] = 0.9 * momenta[i] + gradient
+            weights[i] -= rate * (gradient + 0.9 * momenta[i])
+    assert [weight.item() for weight in network.weights] == pytest.approx(weights, abs=1e-6)
 
 
 def test_training_lowers_the_loss_on_what_it_is_trained_on(network):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from federation.results import html as html_page
 from federation.results import plots, report
 from federation.results.comparison import Baseline, Training, comparison, verdict
-from federation.results.history import RoundRecord, VersionRecord
+from federation.results.history import History, RoundRecord, VersionRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import RunFolder
 from federation.results.tables import Table, in_columns, size, table
@@ -150,6 +150,30 @@ def test_another_metric_reaches_comparison_page_and_pictures():
     assert '<td class="number">-4.5000</td>' in page
 
 
+def test_a_metric_that_the_baseline_does_not_have_yet_is_drawn_and_compared_without_it():
+    for clients in (2, 9):
+        history = make_history(clients=clients)
+        baseline = make_baseline(history)
+        with_f1(history)
+        assert comparison(history, baseline, "f1")[3][:4] == ["2", "-4.5000", "–", "–"]
+        shape(plots.metrics(history, baseline, LIGHT))
+
+
+def test_another_metric_of_the_asynchronous_mode_is_drawn_where_it_is_known():
+    history, updates = make_history(), [{"partition": 0, "staleness": 0}]
+    versions = [VersionRecord(i, {"accuracy": 0.5, "loss": 1.0, "f1": 7.0}, updates=updates, time=i) for i in range(3)]
+    versions[1].metrics = {}
+    history.rounds = versions
+    history = History.from_json(history.to_json())
+    assert table(history.rounds).splitlines()[1:] == [
+        "      0          0          0    0.5000   1.000    7.0000        0.0        0 B",
+        "      1          0          0         –       –         –        1.0        0 B",
+        "      2          0          0    0.5000   1.000    7.0000        2.0        0 B",
+    ]
+    shape(plots.metrics(history, None, LIGHT))
+    assert "7.0000" in html_page.run_page("r", history, None, {"accuracy": (b"", b"")})
+
+
 def test_the_page_shows_every_clients_step_and_its_cosine():
     history = make_history()
     history.rounds[1].by_client |= {"step_size": {"0": 1.25, "1": 40.0}, "cosine": {"0": 0.5}}
@@ -172,7 +196,7 @@ class Recorder:
     def _tell(self, what: str, value: object) -> None:
         self.told.append((what, value))
         if what == self.raises:
-            raise RuntimeError("no tracking server")
+            raise RuntimeError("no tracking\nserver")
 
     def begin(self, history):
         self._tell("begin", history.config["clients"])
@@ -185,17 +209,17 @@ class Recorder:
 
 
 def test_every_observer_is_told_and_one_that_raises_is_left_out_from_then_on(capsys):
-    good, bad = Recorder(), Recorder(raises="round")
-    observers, history = Observers([bad, good]), make_history()
+    good, bad, worst = Recorder(), Recorder(raises="round"), Recorder(raises="begin")
+    observers, history = Observers([bad, worst, good]), make_history()
     observers.begin(history)
     for record in history.rounds:
         observers.round(record)
     observers.end(0)
     assert good.told == [("begin", 2), ("round", 0), ("round", 1), ("round", 2), ("end", 0)]
     assert bad.told == [("begin", 2), ("round", 0)]
-    assert capsys.readouterr().out == (
-        "Recorder failed (RuntimeError: no tracking server); the run goes on without it\n"
-    )
+    assert worst.told == [("begin", 2)]
+    words = "Recorder failed (RuntimeError: no tracking server); the run goes on without it\n"
+    assert capsys.readouterr().out == 2 * words
 
 
 def test_an_observer_that_is_tensorboard_writes_every_metric(tmp_path):

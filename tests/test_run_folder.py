@@ -126,10 +126,56 @@ def test_a_row_of_an_earlier_version_is_read():
     assert (record.main(), record.metrics, record.train_metrics) == (None, {}, {"train_loss": 0.5})
 
 
-def test_what_is_no_history_is_refused():
-    for text in ("{}", "[]", '{"config": {}, "rounds": [{"rows": 1}]}', '{"config": {}, "rounds": 3}', "{"):
-        with pytest.raises(ValueError, match=r"."):
-            History.from_json(text)
+def test_a_history_of_an_earlier_version_is_read_whole():
+    first = {"round": 0, "accuracy": 0.25, "loss": 2.5, "train_loss": None, "clients": 0, "seconds": 0.0}
+    second = {"round": 1, "accuracy": 0.5, "loss": 2.0, "train_loss": 1.5, "clients": 2, "seconds": 3.0}
+    rows = [{**row, "bytes_received": 7, "accuracy_by_client": {"0": 0.5, "2": 0.75}} for row in (first, second)]
+    history = History.from_json(json.dumps({"config": {"seed": 0}, "rounds": rows, "rejected": [], "events": []}))
+    assert [(record.main(), record.train_metrics) for record in history.rounds] == [
+        (0.25, {}),
+        (0.5, {"train_loss": 1.5}),
+    ]
+    assert history.rounds[1].by_client == {"accuracy": {"0": 0.5, "2": 0.75}}
+    assert [record.to_json() for record in history.rounds] == rows
+    assert [list(record.to_json()) for record in history.rounds] == [list(row) for row in rows]
+
+
+def test_a_metric_of_any_name_that_a_client_may_send_comes_back_as_a_metric():
+    odd = (
+        "metrics",
+        "train_metrics",
+        "by_client",
+        "rounds_worth",
+        "unit",
+        "position",
+        "x_by_client",
+        "train_by_client",
+    )
+    fit = {name: 0.5 for name in odd if name.startswith("train_")}
+    metrics = {"accuracy": 0.5, "loss": 1.0, **{name: 0.5 for name in odd if name not in fit}}
+    for record in (RoundRecord(1, metrics, fit), VersionRecord(1, metrics, fit, updates=[{"partition": 0}])):
+        assert read_record(json.loads(json.dumps(record.to_json()))) == record
+
+
+NO_HISTORIES = [
+    "{",
+    "{}",
+    "[]",
+    "null",
+    '{"config": {}, "rounds": 3}',
+    '{"config": 3, "rounds": []}',
+    '{"config": {}, "rounds": ["x"]}',
+    '{"config": {}, "rounds": [{"rows": 1}]}',
+    '{"config": {}, "rounds": [{"round": 1, "updates": []}]}',
+    '{"config": {"clients": 0}, "rounds": [{"round": 1, "updates": []}]}',
+    '{"config": {"clients": 3}, "rounds": [{"round": 1, "updates": null}]}',
+]
+
+
+@pytest.mark.parametrize("text", NO_HISTORIES)
+def test_what_is_no_history_is_refused(text):
+    with pytest.raises(ValueError, match=r"."):
+        History.from_json(text)
 
 
 def test_runs_that_begin_in_the_same_second_get_a_folder_each(tmp_path, monkeypatch):

@@ -95,6 +95,12 @@ def test_the_asynchronous_mode_has_its_own_aggregation():
         assert refusal(ServerSettings, mode="async", **values).endswith(f"leave out {flag}")
 
 
+def test_seed_partition_and_round_each_give_another_randomness():
+    seeds = [Recipe(seed=s).round_seed(p, r) for s in range(3) for p in range(4) for r in range(5)]
+    assert len(set(seeds)) == len(seeds)
+    assert Recipe(rounds=9, alpha=2.0).round_seed(1, 2) == Recipe().round_seed(1, 2)
+
+
 # Earlier versions
 
 

@@ -29,7 +29,7 @@ class Evaluation:
     failed: list[tuple[Participant, BadUpdate]]
 
     @property
-    def is_models_fault(self) -> bool:
+    def model_is_bad(self) -> bool:
         """Whether most clients can't evaluate it; a client that itself failed says nothing of the model."""
         return len([bad for _, bad in self.failed if not bad.client_failed]) > len(self.scores)
 
@@ -160,7 +160,7 @@ def without_culprit(
         others = [update for update in updates if update is not suspect]
         new_weights = strategy.aggregate(weights, others)
         evaluation = acceptance.evaluation(dispatcher.evaluate(number, new_weights))
-        if not evaluation.is_models_fault:
+        if not evaluation.model_is_bad:
             acceptance.culprit(number, suspect, steps)
             return new_weights, others, evaluation
         strategy.restore(state, weights)

@@ -44,18 +44,18 @@ class AsyncServer(FederatedServer):
     unit = "version"
 
     def _begin(self, weights: list[np.ndarray]) -> None:
-        self._adopt(weights)
+        self._set_global_weights(weights)
         self._write_version([], seconds=0.0)
 
-    def _go_on(self, checkpoint: Checkpoint) -> None:
-        self._adopt(checkpoint.weights)
+    def _continue_from(self, checkpoint: Checkpoint) -> None:
+        self._set_global_weights(checkpoint.weights)
         self.buffer.restore(checkpoint.server_round, (each for record in self.versions for each in record.updates))
         self.said = checkpoint.server_round  # the newest version may not have been evaluated by all
         self.began -= self.versions[-1].time
         for record in self.versions[:-1]:
             self._say(record)
 
-    def _adopt(self, weights: list[np.ndarray]) -> None:
+    def _set_global_weights(self, weights: list[np.ndarray]) -> None:
         self.weights = weights
         positions, compress = self.clients.buffer_positions, self.recipe.compress
         self.buffer = FedBuff(weights, positions, self.settings, self.recipe.rounds, compress)
@@ -84,7 +84,7 @@ class AsyncServer(FederatedServer):
         late = sorted(request.participant.partition for request, work in self.busy.items() if work.training)
         if late:
             say(f"the last update is in; still training, then to evaluate the model: {', '.join(map(str, late))}")
-        self._again(self._evaluate_last)
+        self._with_retries(self._evaluate_last)
         self._say_rows(final=True)
         self.folder.save_checkpoint(self._checkpoint())
 

@@ -25,7 +25,7 @@ import numpy as np
 from flwr.server import History as FlowerHistory
 from flwr.server import Server
 
-MOST_LOST = 5  # times that a round is done again
+MAX_ATTEMPTS = 5  # at one round, where all clients are lost in it
 Result = TypeVar("Result")
 
 
@@ -43,7 +43,7 @@ def federated_round(
     updates, steps = acceptance.updates(number, weights, answers)
     new_weights = strategy.aggregate(weights, updates)
     evaluation = acceptance.evaluation(dispatcher.evaluate(number, new_weights))
-    if evaluation.is_models_fault and updates:
+    if evaluation.model_is_bad and updates:
         strategy.restore(state, weights)
         new_weights, updates, evaluation = without_culprit(
             number, weights, updates, steps, dispatcher, acceptance, strategy
@@ -58,7 +58,7 @@ def federated_round(
 
 
 def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> RoundRecord:
-    """The record of a model that was evaluated by all clients; of round 0, the untrained one, it is all there is."""
+    """The record of a model that all clients evaluated. Round 0 is only evaluated: its record has nothing more."""
     acceptance.leave_out_failed(number, evaluation)
     if not evaluation.scores:
         raise RunFailed(f"no client could evaluate the model of round {number}")
@@ -112,7 +112,7 @@ class FederatedServer(Server):
     # Called by flwr.server.start_server
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[FlowerHistory, float]:
-        """Run the whole federation in this process, which Ctrl-C and SIGTERM then end in order."""
+        """Run the whole federation in this process, which Ctrl-C and SIGTERM then stop cleanly."""
         start = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):  # here, as start_server sets handlers of its own before
             signal.signal(number, self._on_signal)
@@ -172,7 +172,7 @@ class FederatedServer(Server):
             self._begin(self.dispatcher.initial_weights())
         else:
             self.rounds_done = self.checkpoint.server_round
-            self._go_on(self.checkpoint)
+            self._continue_from(self.checkpoint)
         self._work()
         if not any(record.clients for record in self.history.rounds[1:]):
             what = "no update of any client counted, so the model is the untrained one; the lines above say why"
@@ -204,41 +204,43 @@ class FederatedServer(Server):
             raise RunFailed(f"the clients have {len(self.clients.classes)} class; a classifier needs two at least")
 
     def _begin(self, weights: list[np.ndarray]) -> None:
-        self._adopt(weights)
+        self._set_global_weights(weights)
         began = time.monotonic()
-        evaluation = self.acceptance.evaluation(self._again(lambda: self.dispatcher.evaluate(0, weights)))
+        evaluation = self.acceptance.evaluation(self._with_retries(lambda: self.dispatcher.evaluate(0, weights)))
         record = record_of(0, evaluation, self.acceptance)
         record.seconds = round(time.monotonic() - began, 3)
         self._finish_round(record)
 
-    def _again(self, work: Callable[[], Result]) -> Result:
-        """Do work, and again while it loses all clients in the same moment, once they are back."""
-        for _ in range(MOST_LOST):
+    def _with_retries(self, work: Callable[[], Result]) -> Result:
+        """Run work(). If all clients are lost during it, wait for them and try again."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 return work()
             except RoundLost:
+                if attempt == MAX_ATTEMPTS:
+                    break
                 wait = self.settings.rejoin_wait
                 what = f"{self.unit} {self.rounds_done + 1}: all its clients were lost; it is done again"
                 say(f"{what} once they are back (--rejoin-wait {wait:g} s)")
                 self.dispatcher.wait_ready(self.settings.clients, wait)
                 if not self.clients.ready():
                     raise self.dispatcher.too_few(0, self.rounds_done) from None
-        raise RunFailed(f"{self.unit} {self.rounds_done + 1} lost all its clients {MOST_LOST} times")
+        raise RunFailed(f"{self.unit} {self.rounds_done + 1} lost all its clients {MAX_ATTEMPTS} times")
 
-    def _go_on(self, checkpoint: Checkpoint) -> None:
-        self._adopt(checkpoint.weights)
+    def _continue_from(self, checkpoint: Checkpoint) -> None:
+        self._set_global_weights(checkpoint.weights)
         self.aggregator.restore(checkpoint.strategy_state, self.weights)
         for record in self.history.rounds:
             self._say(record)
 
-    def _adopt(self, weights: list[np.ndarray]) -> None:
+    def _set_global_weights(self, weights: list[np.ndarray]) -> None:
         self.weights = weights
         positions, compress = self.clients.buffer_positions, self.recipe.compress
         self.aggregator = CheckedStrategy(self.make_strategy, self.settings, weights, positions, compress)
 
     def _work(self) -> None:
         while self.rounds_done < self.recipe.rounds and not self._target_reached():
-            self.weights, record = self._again(self._round)
+            self.weights, record = self._with_retries(self._round)
             self._finish_round(record)
 
     def _round(self) -> tuple[list[np.ndarray], RoundRecord]:
