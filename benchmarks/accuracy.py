@@ -8,13 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from federation.client.session import Assignment
+from federation.config import Recipe
+from federation.protocol import Assignment
 
 import torch
-from common import InMemory, add_images, default_recipe, federate, machine, save
+from common import Client, InMemory, add_images, federate, machine, save
 
 import model
-from client import CifarClient
 
 CASES = [  # network, name of the split, recipe
     ("cnn", "even", {}),
@@ -34,7 +34,7 @@ def accuracies(dataset: InMemory, seeds: list[int]) -> list[dict]:
     for network, split, changes in CASES:
         by_seed = {}
         for seed in seeds:
-            recipe = default_recipe(network, rounds=ROUNDS, seed=seed, **changes)
+            recipe = Recipe(model=network, rounds=ROUNDS, seed=seed, **changes)
             by_seed[seed] = [step.accuracy for step in federate(dataset, recipe)]
             print(row(network, split, str(seed), by_seed[seed]), flush=True)
         mean = [statistics.mean(column) for column in zip(*by_seed.values(), strict=True)]
@@ -54,23 +54,13 @@ def training_times(dataset: InMemory, repeat: int) -> dict[str, list[float]]:
     """
     runs = {"cnn": [], "lenet": []}
     for _ in range(repeat):
-        clients = {name: CifarClient(dataset, Assignment(0, 3, default_recipe(name, rounds=ROUNDS))) for name in runs}
+        clients = {name: Client(dataset, Assignment(0, 3, Recipe(model=name, rounds=ROUNDS))) for name in runs}
         torch.set_num_threads(1)
         times = {name: [] for name in runs}
         for server_round in range(1, ROUNDS + 1):
             for name, client in clients.items():
                 began = time.process_time()
-                model.train(
-                    client.network,
-                    *client.train_set,
-                    epochs=client.recipe.local_epochs,
-                    batch_size=client.recipe.batch_size,
-                    learning_rate=client.recipe.learning_rate,
-                    start=(server_round - 1) / ROUNDS,
-                    end=server_round / ROUNDS,
-                    seed=server_round,
-                    on_batch=None,
-                )
+                model.train_round(client.network, *client.train_set, client.recipe, 0, server_round)
                 times[name].append(time.process_time() - began)
         for name in runs:
             runs[name].append(times[name])

@@ -44,7 +44,7 @@ def run(images: str, mode: str, slowdowns: tuple, flags: list, seed: int) -> lis
         server.says("waiting for")
         for partition, slowdown in enumerate(slowdowns):
             which = ("--partition-id", partition, "--slowdown", slowdown)
-            where = ("--server", federation.net, "--dataset", images)
+            where = ("--server", federation.address, "--dataset", images)
             federation.start(f"client {partition}", ROOT / "client.py", *where, *which)
         server.ends(0, seconds=3600)
         history = federation.history()

@@ -1,7 +1,6 @@
 """What the benchmarks share: images in memory, a federation in one process, and results with where they are from."""
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -17,16 +16,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from federation import pictures
-from federation.aggregation.strategy import CheckedStrategy, weighted_mean
-from federation.client.session import Assignment
-from federation.config import MODELS, Recipe
+from federation.aggregation.strategy import STRATEGIES, CheckedStrategy, mean_metrics
+from federation.aggregation.validation import Score, Update
+from federation.client.compute import share_cores
+from federation.config import Recipe
 from federation.console import fail
+from federation.partition import shares
+from federation.process import num_cores
+from federation.protocol import Assignment
+from federation.results.theme import LIGHT, Theme, canvas
+from federation.server.settings import ServerSettings
 
 import numpy as np
 
-from client import CifarClient, num_cores
-from data import DataError, Folder
+import model
+from data import INPUT_SHAPE, DataError, Folder, load
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -52,10 +56,34 @@ class InMemory:
         return self._images[split][indices]
 
 
-def default_recipe(model: str, **changes: object) -> Recipe:
-    """As `python server.py --model MODEL` has it."""
-    batch_size, learning_rate = MODELS[model]
-    return Recipe(model=model, batch_size=batch_size, learning_rate=learning_rate, **changes)
+class Client:
+    """What client.py's CifarClient does, for many in one process: their images are read at once, and shared."""
+
+    input_shape = INPUT_SHAPE
+
+    def __init__(self, dataset: object, assignment: Assignment) -> None:
+        self.recipe, self.partition = assignment.recipe, assignment.partition
+        labels = [dataset.labels(split, self.recipe.seed) for split in ("train", "test")]
+        split = self.recipe.partitioner, self.recipe.alpha, self.recipe.seed
+        train, test = (part[self.partition] for part in shares(*labels, assignment.num_partitions, *split))
+        self.num_train, self.num_test = len(train), len(test)
+        self.train_set = load(dataset, "train", train, self.recipe.seed)
+        self.test_set = load(dataset, "test", test, self.recipe.seed)
+        self.network = model.build(self.recipe.model, len(dataset.classes), self.recipe.seed)
+        self.buffer_positions = model.buffer_positions(self.network)
+
+    def get_parameters(self, config: dict) -> list[np.ndarray]:
+        return model.get_weights(self.network)
+
+    def fit(self, weights: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        model.set_weights(self.network, weights)
+        metrics = model.train_round(self.network, *self.train_set, self.recipe, self.partition, config["server_round"])
+        return model.get_weights(self.network), self.num_train, metrics
+
+    def evaluate(self, weights: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
+        model.set_weights(self.network, weights)
+        metrics = model.evaluate(self.network, *self.test_set)
+        return metrics.pop("loss"), self.num_test, metrics
 
 
 @dataclass(frozen=True)
@@ -66,22 +94,20 @@ class Round:
 
 def federate(dataset: InMemory, recipe: Recipe, num_clients: int = 3) -> Iterator[Round]:
     """Rounds 0 (untrained) to recipe.rounds, one client after the other, each on all cores."""
-    clients = [CifarClient(dataset, Assignment(number, num_clients, recipe)) for number in range(num_clients)]
-    weights = clients[0].get_parameters({})
-    rule = CheckedStrategy("fedavg", weights, clients[0].statistics)
+    share_cores(None, clients_on_host=1)
+    clients = [Client(dataset, Assignment(number, num_clients, recipe)) for number in range(num_clients)]
+    weights, positions = clients[0].get_parameters({}), clients[0].buffer_positions
+    strategy = CheckedStrategy(STRATEGIES["fedavg"], ServerSettings(), weights, positions)
     for server_round in range(recipe.rounds + 1):
-        words = {"server_round": server_round, "clients_on_host": 1}
-        seconds = 0.0
-        if server_round:
-            began = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):  # what clients say while they train
-                updates = [client.fit(weights, words)[:2] for client in clients]
-            seconds += time.perf_counter() - began
-            weights = rule.aggregate(weights, updates)
+        config = {"server_round": server_round}
         began = time.perf_counter()
-        scores = [client.evaluate(weights, words) for client in clients]
-        seconds += time.perf_counter() - began
-        yield Round(float(weighted_mean([(metrics["accuracy"], n) for _, n, metrics in scores])), seconds)
+        if server_round:
+            answers = [client.fit(weights, config) for client in clients]
+            weights = strategy.aggregate(weights, [Update(p, *answer) for p, answer in enumerate(answers)])
+        scored = [client.evaluate(weights, config) for client in clients]
+        seconds = time.perf_counter() - began
+        scores = [Score(p, n, {"loss": loss, **metrics}) for p, (loss, n, metrics) in enumerate(scored)]
+        yield Round(mean_metrics(scores)["accuracy"], seconds)
 
 
 def machine() -> dict:
@@ -105,12 +131,12 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, metavar="FOLDER", help="CIFAR-10 as train|test/<class>/* images")
 
 
-def plot(name: str, *panels: Callable[[object, pictures.Theme], None]) -> None:
+def plot(name: str, *panels: Callable[[object, Theme], None]) -> None:
     """A picture beside the JSON: each panel(axes, theme) draws itself, one below the other."""
     png = io.BytesIO()
-    with pictures.canvas(pictures.LIGHT, 3.2 * len(panels), png) as figure:
+    with canvas(LIGHT, 3.2 * len(panels), png) as figure:
         for axes, panel in zip(np.ravel(figure.subplots(len(panels), 1)), panels, strict=True):
-            panel(axes, pictures.LIGHT)
+            panel(axes, LIGHT)
             axes.grid(True)
     (RESULTS / f"{name}.png").write_bytes(png.getvalue())
 

@@ -7,8 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
-from common import ROOT, InMemory, add_images, default_recipe, federate, machine, save
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from federation.config import Recipe
+
+from common import ROOT, InMemory, add_images, federate, machine, save
 
 GOAL = 1.3
 
@@ -39,7 +44,7 @@ def main() -> None:
     parser.add_argument("--floor", action="store_true", help=argparse.SUPPRESS)  # how this script calls itself
     args = parser.parse_args()
     if args.floor:
-        print(sum(step.seconds for step in federate(InMemory(args.images), default_recipe("cnn"))))
+        print(sum(step.seconds for step in federate(InMemory(args.images), Recipe())))
         return
     where = machine()
     times: dict[str, list[float]] = {"floor": [], "demo": []}

@@ -21,16 +21,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from federation import keepalive
+from federation import net
 from federation.client.connection import take_part
 from federation.client.session import Session
-from federation.process import keep_memory
+from federation.process import keep_memory, num_cores
 
 import numpy as np
-from common import machine, plot, save
+from common import Client, machine, plot, save
 from helpers.processes import Federation
 
-from client import CifarClient, num_cores
 from data import Synthetic
 
 NUMBERS = [3, 10, 30, 100, 300]
@@ -61,25 +60,25 @@ class OneAtATime(Session):
         with self.at_work:
             return super()._work(task, failed)
 
-    def _take_place(self, config: dict) -> dict:
+    def _take_assignment(self, config: dict) -> dict:
         with self.at_work:
-            return super()._take_place(config)
+            return super()._take_assignment(config)
 
 
 def play(address: str, here: int, clients: int) -> None:
     """`here` clients of so many, in threads of this process. Exits with 1 where one doesn't stay to the end."""
     # Channels of one process would share a connection, which clients on different machines don't.
-    keepalive.CLIENT.append(("grpc.use_local_subchannel_pool", 1))
+    net.CLIENT.append(("grpc.use_local_subchannel_pool", 1))
     keep_memory()  # as client.py does
     dataset = Few(clients)
-    members = [OneAtATime(lambda seat: CifarClient(dataset, seat), dataset.classes) for _ in range(here)]
-    threads = [threading.Thread(target=take_part, args=(each, address), kwargs={"wait": 60}) for each in members]
+    sessions = [OneAtATime(lambda assignment: Client(dataset, assignment), dataset.classes) for _ in range(here)]
+    threads = [threading.Thread(target=take_part, args=(each, address), kwargs={"wait": 60}) for each in sessions]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    sys.exit(any(each.failure or not each.farewell or each.farewell.kind != "finished" for each in members))
+    sys.exit(any(each.failure or not each.close_reason or each.close_reason.kind != "finished" for each in sessions))
 
 
 def measure(clients: int, flags: list[str]) -> dict:
@@ -89,7 +88,7 @@ def measure(clients: int, flags: list[str]) -> dict:
         server.says("waiting for")
         for player in range(PLAYERS):
             here = len(range(player, clients, PLAYERS))
-            federation.start(f"player {player}", __file__, "--play", federation.net, here, clients)
+            federation.start(f"player {player}", __file__, "--play", federation.address, here, clients)
         began, peak_kb = time.monotonic(), 0
         joined = None
         while server.popen.poll() is None:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from federation.compression import COMPRESS, num_bytes
 
 from common import ROOT, add_images, machine, plot, save
-from helpers.processes import Cable, Federation
+from helpers.processes import Federation, NetworkLink
 
 GOALS = {"overhead": 0.01, "ratio": 0.51, "accuracy_lost": 0.005}  # at most; half, and 1 % for what is not weights
 QUIET = 1.0  # seconds without a byte: all clients train
@@ -30,32 +30,32 @@ TRIPS = 3  # of the weights to or from each client in a round
 def run(images: str, compress: str, seed: int) -> dict:
     """A whole run of the default recipe with its clients behind a line that counts."""
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
-        cable = Cable(federation.net)
+        link = NetworkLink(federation.address)
         server = federation.server("--compress", compress, "--seed", seed)
         server.says("waiting for")
         for partition in range(CLIENTS):
-            flags = ("--server", cable.address, "--dataset", images, "--partition-id", partition)
+            flags = ("--server", link.address, "--dataset", images, "--partition-id", partition)
             federation.start(f"client {partition}", ROOT / "client.py", *flags)
         carried = []
         for server_round in range(3):
             server.says(rf"\n +{server_round}  ", 600)
-            carried.append(bytes_once_quiet(cable))
+            carried.append(bytes_once_quiet(link))
         for process in federation.processes:
             process.ends(0, 600)
-        cable.close()
+        link.close()
         weights = CLIENTS * TRIPS * num_bytes(federation.weights(), compress)
         accuracy = federation.history()["rounds"][-1]["accuracy"]
     wire = statistics.mean(b - a for a, b in itertools.pairwise(carried))
     return {"seed": seed, "accuracy": accuracy, "wire": wire, "weights": weights, "overhead": wire / weights - 1}
 
 
-def bytes_once_quiet(cable: Cable) -> int:
-    """What the cable has carried when nothing more has come for a while."""
-    before, since = cable.carried, time.monotonic()
+def bytes_once_quiet(link: NetworkLink) -> int:
+    """What the link has carried when nothing more has come for a while."""
+    before, since = link.carried, time.monotonic()
     while time.monotonic() - since < QUIET:
         time.sleep(0.05)
-        if cable.carried != before:
-            before, since = cable.carried, time.monotonic()
+        if link.carried != before:
+            before, since = link.carried, time.monotonic()
     return before
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from helpers.processes import CLEAN, ROOT
 
-FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "wire")} | {
+FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "steps", "wire")} | {
     "scale": "--clients"
 }
 

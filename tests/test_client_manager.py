@@ -1,6 +1,7 @@
 """Who takes part: what both kinds of admission share, the rest of each, and a whole run on made-up nodes."""
 
 import contextlib
+import itertools
 import json
 import threading
 from types import SimpleNamespace
@@ -186,10 +187,11 @@ def test_who_breaks_off_before_it_has_joined_frees_its_place(fake):
     assert fake.joins().partition == 0
 
 
-def test_a_silent_connection_is_said_to_be(fake, monkeypatch):
-    moments = iter([0, 10.1])
+def test_a_connection_is_called_silent_and_a_client_that_reads_its_data_is_not(fake, monkeypatch):
+    moments = itertools.count(0, 11)
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     assert refuses(fake, Breaking("hello")) == "turned away: a connection that said nothing for 10 s"
+    assert refuses(fake, Breaking("place")) == "turned away: client 0 that broke off before it had joined"
 
 
 def test_a_client_that_is_lost_may_come_back_at_once(fake):
@@ -229,6 +231,7 @@ def test_at_the_end_all_are_told_and_the_busy_are_not_waited_for(fake):
     assert not busy.closed.is_set()
     let_go.set()
     end_of(busy)
+    fake.admission.unregister(free)  # as Flower does
     assert not any("left" in words for words in fake.said), "at the end that is no news"
 
 

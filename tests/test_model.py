@@ -231,7 +231,7 @@ def test_fedprox_keeps_the_weights_near_the_start_and_is_off_at_0(network):
 
 
 class Sum(nn.Module):
-    """The first of two logits is the sum of the weights, whatever the image; autograd gives them one gradient tensor."""
+    """The first of two logits is the sum of the weights, whatever the image; they share one gradient tensor."""
 
     def __init__(self, *weights: float):
         super().__init__()

@@ -126,7 +126,7 @@ def test_an_update_scaled_a_hundredfold_is_left_out_with_its_figures(tmp_path):
     server.federate()
     assert server.exit_code == 0
     assert [row[:2] for row in reasons(server)] == [(1, 1), (2, 1)]
-    words = "its step (L2 norm 141) is 66.7 times the median, above --outlier-factor 40"
+    words = "its step (L2 norm 141) is 66.7 times the median, above --outlier-factor 20"
     assert reasons(server)[0][2] == words
     assert server.weights[0][0] == pytest.approx(2.5)
     assert server.history.rounds[1].by_client["step_size"] == pytest.approx(
@@ -462,3 +462,10 @@ def test_what_clients_hold_by_class_is_kept_for_the_picture(tmp_path):
     server.clients.participants[1].class_counts = [400, 600]
     server.federate()
     assert server.folder.load_config()["class_counts"] == {"1": [400, 600]}
+
+
+def test_a_client_with_many_more_examples_takes_longer_steps_and_is_no_outlier(tmp_path):
+    learners = [Learner(1, examples=10), Learner(1, examples=10), Learner(29, examples=290)]
+    server = federation(tmp_path, learners, rounds=1)
+    server.federate()
+    assert reasons(server) == []

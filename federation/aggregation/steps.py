@@ -16,6 +16,7 @@ class Step:
 
     size: float  # L2 norm over the arrays that are trained
     buffer_size: float  # the same over those that are measured (BatchNorm's)
+    examples: int  # that it was trained on
     cosine: float | None = None  # between it and the mean of the others' steps; None for a lone or an empty step
 
 
@@ -43,8 +44,9 @@ def measure(
         with_sum += np.array([step @ total for step in steps])
         sum_square += float(total @ total)
     cosines = [_cosine(squares[k], examples[k], with_sum[k], sum_square) if count > 1 else None for k in range(count)]
-    sizes = zip(np.sqrt(squares).tolist(), np.sqrt(buffer_squares).tolist(), cosines, strict=True)
-    return [Step(*values) for values in sizes]
+    sizes, buffer_sizes = np.sqrt(squares).tolist(), np.sqrt(buffer_squares).tolist()
+    numbers = [update.examples for update in updates]
+    return [Step(*values) for values in zip(sizes, buffer_sizes, numbers, cosines, strict=True)]
 
 
 def _cosine(square: float, n: float, with_sum: float, sum_square: float) -> float | None:
@@ -56,10 +58,16 @@ def _cosine(square: float, n: float, with_sum: float, sum_square: float) -> floa
 
 
 def excess(step: Step, others: Sequence[Step]) -> float:
-    """How many times the median of these steps it is, by its trained arrays or its buffers, whichever is more."""
+    """How many times the median of these steps it is, by its trained arrays or its buffers, whichever is more.
+
+    Taken as it is, and by the example, of which the less counts: who has many more examples than the others takes
+    more and longer steps.
+    """
     ratios = [1.0]
     for name in ("size", "buffer_size"):
-        median = statistics.median(getattr(each, name) for each in others)
-        if median > 0:
-            ratios.append(getattr(step, name) / median)
+        size, sizes = getattr(step, name), [getattr(each, name) for each in others]
+        median = statistics.median(sizes)
+        by_example = statistics.median(own / each.examples for own, each in zip(sizes, others, strict=True))
+        if median > 0 and by_example > 0:
+            ratios.append(min(size / median, size / step.examples / by_example))
     return max(ratios)

@@ -140,9 +140,9 @@ class Session(NumPyClient):
             else:
                 say(f"back in place {assignment.partition}")
             self.assignment = assignment
+            return summarise(self.client)
         except Exception as error:
             return self._fail(error)
-        return summarise(self.client)
 
     def _take_close_reason(self, config: dict) -> dict:
         self.close_reason = CloseReason(config["kind"], clean(config["words"]), config["code"])

@@ -61,7 +61,8 @@ class Baseline:
         """The plain mean over the clients that trained alone."""
         records = []
         for rows in zip(*(one.rounds for one in self.alone), strict=True):
-            metrics = {name: _mean(rows, lambda row, name=name: row.metrics[name]) for name in rows[0].metrics}
+            names = set.intersection(*(set(row.metrics) for row in rows))
+            metrics = {name: _mean(rows, lambda row, name=name: row.metrics[name]) for name in sorted(names)}
             records.append(RoundRecord(rows[0].round, metrics, seconds=_mean(rows, lambda row: row.seconds)))
         return Training(_mean(self.alone, lambda one: one.images), records)
 
@@ -83,7 +84,7 @@ def comparison(history: History, baseline: Baseline, name: str = MAIN_METRIC) ->
     if len(alone) <= LISTED_CLIENTS:
         columns |= {f"client {one.partition}": one for one in alone}
     else:
-        by_end = sorted(alone, key=lambda one: one.rounds[-1].metrics[name])
+        by_end = sorted(alone, key=lambda one: one.rounds[-1].metrics.get(name, 0.0))
         columns |= {f"{word}: {one.partition}": one for word, one in (("worst", by_end[0]), ("best", by_end[-1]))}
     cells = [["round", *columns]]
     for i in range(max(len(column.rounds) for column in columns.values())):

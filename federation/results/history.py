@@ -67,12 +67,12 @@ class VersionRecord(RoundRecord):
 def read_record(row: Mapping[str, Any]) -> RoundRecord:
     """Inverse of to_json. Raises KeyError or TypeError where it is no round's row."""
     kind = VersionRecord if "updates" in row else RoundRecord
-    own = {each.name for each in dataclasses.fields(kind)}
+    own = {each.name for each in dataclasses.fields(kind)} - {*NESTED}
     values: dict[str, Any] = {"metrics": {}, "train_metrics": {}, "by_client": {}}
     for name, value in row.items():
         if name in own:
             values[name] = value
-        elif name.endswith(BY_CLIENT):
+        elif name.endswith(BY_CLIENT) and isinstance(value, dict):
             values["by_client"][name.removesuffix(BY_CLIENT)] = value
         elif value is not None:
             values["train_metrics" if name.startswith("train_") else "metrics"][name] = value
@@ -96,14 +96,15 @@ class History:
         """Raises ValueError where the text is no run's history."""
         try:
             stored = json.loads(text)
-            history = cls(**{**stored, "rounds": [read_record(row) for row in stored["rounds"]]})
-        except (TypeError, KeyError):
+            records = [read_record(row) for row in stored["rounds"]]
+            history = cls(**{**stored, "config": {**stored["config"]}, "rounds": records})
+            updates = 0
+            for record in records:
+                if isinstance(record, VersionRecord):
+                    updates += len(record.updates)
+                    record.rounds_worth = updates / history.config["clients"]
+        except (AttributeError, KeyError, TypeError, ZeroDivisionError):
             raise ValueError("not a run's history") from None
-        updates = 0
-        for record in history.rounds:
-            if isinstance(record, VersionRecord):
-                updates += len(record.updates)
-                record.rounds_worth = updates / history.config["clients"]
         return history
 
     def metric_names(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from federation.console import say
+from federation.console import clean, say
 from federation.results.history import History, RoundRecord
 
 
@@ -38,7 +38,7 @@ class Observers:
             except Exception as error:  # a tracking server that is away must not end the run
                 self._observers.remove(observer)
                 name = type(observer).__name__
-                say(f"{name} failed ({type(error).__name__}: {error}); the run goes on without it")
+                say(f"{name} failed ({type(error).__name__}: {clean(error)}); the run goes on without it")
 
 
 def open_observers(tensorboard: str | None) -> Observers:

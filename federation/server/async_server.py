@@ -80,6 +80,7 @@ class AsyncServer(FederatedServer):
                 self._make_version_if_due()
                 self._hand_out(training=self._enough_clients())
             self._collect()
+        self.held_until = None  # nothing more is waited for
         self._make_version_if_due()
         late = sorted(request.participant.partition for request, work in self.busy.items() if work.training)
         if late:

@@ -32,7 +32,7 @@ class ServerSettings(Settings):
         None, "clip what a client changes to this L2 norm", group=AGGREGATION, above=0, shown="off"
     )
     outlier_factor: float = setting(
-        40.0, "leave out updates whose step is over this many times the round's median; 0 is off", group=AGGREGATION,
+        20.0, "leave out updates whose step is over this many times the round's median; 0 is off", group=AGGREGATION,
         least=0, metavar="F",
     )  # fmt: skip
     server_learning_rate: float = setting(
