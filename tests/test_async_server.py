@@ -329,6 +329,16 @@ def test_stopped_and_resumed_it_ends_with_all_updates_and_a_replay_gives_the_sam
     assert replayed(again, steps) == [array.tobytes() for array in again.weights]
 
 
+def test_the_wait_for_late_clients_costs_no_processor_time(make):
+    server, clock = make(Learner(1), Learner(1), Learner(1, seconds=9.5), patience=0.25)
+    waits = []
+    turn = clock.turn
+    clock.turn = lambda seconds: (waits.append(seconds), turn(seconds))
+    server.federate()
+    assert server.exit_code == 0
+    assert len([seconds for seconds in waits if seconds == 0]) < 20
+
+
 def test_observers_hear_of_every_version_once_and_in_order(make):
     class Recorder:
         def __init__(self):

@@ -183,6 +183,13 @@ def test_a_failure_of_the_users_code_is_told_by_its_kind_alone_and_shown_whole_h
     assert session.failure == "OSError: no folder /data/jane-doe"
 
 
+def test_a_client_whose_weights_cant_be_read_is_told_to_the_server_and_not_raised():
+    made = SimpleNamespace(num_train=1, num_test=1, buffer_positions=[], get_parameters=fails)
+    session = Session(lambda assignment: made, ["cat", "dog"])
+    place = {"ask": "place", "partition": 0, "num_partitions": 1, "recipe": Recipe().to_json()}
+    assert session.get_properties(place) == {"error": "its own code failed (OSError)"}
+
+
 def test_an_exception_class_of_the_users_own_is_not_even_named():
     class JaneDoe(Exception):
         pass
