@@ -2,18 +2,14 @@
 
 import signal
 
-from federation.aggregation.fedbuff import TrainingJob, replay
-from federation.aggregation.validation import Update
 from federation.config import Recipe
 from federation.protocol import Assignment
 from federation.server.options import parse_args
-from federation.server.settings import ServerSettings
 
 import numpy as np
 import pytest
 from helpers.processes import wait_for
-from helpers.tiny_client import WEIGHTS, TinyClient
-from helpers.updates import update
+from helpers.replays import model_bytes, replayed, replayed_tiny
 
 
 def start_tiny(federation, *seconds) -> list:
@@ -27,30 +23,6 @@ def updates(federation) -> list[dict]:
 
 def newest(federation) -> int:
     return max((int(path.stem[-6:]) for path in federation.run_dir.glob("checkpoint-*.npz")), default=-1)
-
-
-def replayed(federation, clients: list, untrained: list, buffer_positions: list[int]) -> list[bytes]:
-    """The final weights, trained again in this process from what history.json says."""
-    config = federation.history()["config"]
-    versions = [row["updates"] for row in federation.history()["rounds"][1:]]
-    settings, rounds = ServerSettings(mode="async", buffer_size=config["buffer_size"]), config["rounds"]
-
-    def train(job: TrainingJob, base: list) -> Update:
-        part = {"start": job.begins / (3 * rounds), "end": job.ends / (3 * rounds)}
-        words = {"server_round": job.number, "version": job.version, "clients_on_host": 3, **part}
-        weights, examples, _ = clients[job.partition].fit(base, words)
-        return update(weights, examples, job.partition)
-
-    return [array.tobytes() for array in replay(versions, untrained, buffer_positions, settings, rounds, train)]
-
-
-def replayed_tiny(federation) -> list[bytes]:
-    clients = [TinyClient(Assignment(i, 3, Recipe())) for i in range(3)]
-    return replayed(federation, clients, WEIGHTS, TinyClient.buffer_positions)
-
-
-def model_bytes(federation) -> list[bytes]:
-    return [array.tobytes() for array in federation.weights()]
 
 
 def test_fast_clients_do_the_work_that_a_slow_one_does_not_and_a_replay_gives_the_same_bits(federation):
