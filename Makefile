@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 DATASET_FLAG = $(if $(DATASET),--dataset "$(DATASET)")
 RIGHT_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; this needs 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
-IN_PROCESS = -m "not processes" --numprocesses 0
+IN_PROCESS = -m "not processes"
 
 # "broken" where the environment was made but its Python is gone, or has become one that does not see what was installed.
 BROKEN := $(shell cd "$(VENV)" 2>/dev/null || exit 0; \

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from federation.client.node_app import Node
-from federation.config import Recipe, ServerSettings
+from federation.config import Recipe
 from federation.server.engine_app import NodeAdmission, read_run_config
 from federation.server.options import build_parser
+from federation.server.settings import ServerSettings
 
 import pytest
 from flwr.app import Context, RecordDict

@@ -43,6 +43,7 @@ def fast(monkeypatch):
     monkeypatch.setattr(net, "SERVER", faster(net.SERVER))
 
 
+@pytest.mark.processes  # no process, but five seconds on a real connection
 def test_a_client_may_ping_through_a_long_training(fast):
     net.keep_server_connections()
     net.keep_client_connection()
