@@ -10,6 +10,7 @@ from pathlib import Path
 from federation.client import options as client_options
 from federation.client.compute import find_device
 from federation.config import Recipe
+from federation.protocol import load_secret
 from federation.results.history import History
 from federation.results.run_folder import RunFolder
 from federation.server.options import parse_args
@@ -238,6 +239,20 @@ def test_a_secret_file_that_is_missing_or_empty_is_wrong_use(nowhere, tmp_path):
     code, error = command("server.py", "--address", address, "--secret-file", empty, cwd=nowhere)
     assert code == WRONG_USE
     assert f"the shared secret in {empty} is empty; write one with `openssl rand -hex 32`" in error
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the rights of files are POSIX's")
+def test_a_secret_that_others_may_read_is_named_with_the_remedy(tmp_path, capsys):
+    path = tmp_path / "my secret.txt"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes("horse\r\n".encode(encoding))
+        path.chmod(0o644)
+        assert load_secret(str(path)) == b"horse"
+        said = capsys.readouterr().out
+        assert said == f"warning: others on this machine may read {path}; forbid it: chmod 600 '{path}'\n"
+    path.chmod(0o600)
+    assert load_secret(str(path)) == b"horse"
+    assert capsys.readouterr().out == ""
 
 
 def test_an_empty_secret_in_the_environment_is_wrong_use(nowhere):

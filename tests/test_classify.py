@@ -189,6 +189,18 @@ def test_a_model_file_that_is_not_there_is_one_line(tmp_path, images, capsys):
     assert [error.split("can't be read ")[1] for error in errors] == ["(No such file or directory)", "(Is a directory)"]
 
 
+@pytest.mark.parametrize("kind", ["npz", "pt"])
+def test_a_model_for_images_of_another_size_is_refused(network, tmp_path, images, capsys, kind):
+    path = tmp_path / f"model.{kind}"
+    if kind == "npz":
+        RunFolder(tmp_path).save_model(model.get_weights(network), "lenet", CLASSES, [3, 128, 128])
+    else:
+        model_file.save(path, network, "lenet", CLASSES, [3, 128, 128])
+    assert call(classify.main, "--model", path, images / "test/red/00.png") == 1
+    words = f"{path} is for inputs of shape [3, 128, 128], and data.py makes [3, 32, 32]; set SIDE there"
+    assert words in capsys.readouterr().err
+
+
 def test_nothing_to_do_is_wrong_use(saved, capsys):
     assert call(classify.main, "--model", saved) == 2
     assert "name at least one IMAGE, or --onnx FILE" in capsys.readouterr().err

@@ -67,6 +67,16 @@ def only_line(client) -> str:
     return line
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_certificates_are_read_with_a_byte_order_mark_too(good, tmp_path, encoding):
+    files = []
+    for name in ("ca.pem", "server.pem", "server.key"):
+        files.append(tmp_path / name)
+        files[-1].write_bytes((good / name).read_text().replace("\n", "\r\n").encode(encoding))
+    given = read_server_files(*map(str, files))
+    assert all(each.startswith(b"-----BEGIN ") for each in given)
+
+
 def test_a_run_over_tls_by_address_and_by_name(federation, good):
     secret = federation.folder / "secret.txt"
     secret.write_text("for certain\n")
