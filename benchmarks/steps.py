@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from common import Client, InMemory, add_images, machine, save
 
-CASES = [("cnn", 3, 6000), ("cnn", 10, 10_000), ("lenet", 3, 25_000), ("lenet", 10, 25_000)]  # network, clients, images
+CASES = [("lenet", 3, 10_000), ("lenet", 10, 10_000), ("cnn", 3, 3000), ("cnn", 10, 5000)]  # network, clients, images
 SPLITS = ("iid", "quantity-skew", "dirichlet", "shards")
 ALPHA = 0.1
 

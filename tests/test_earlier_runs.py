@@ -1,12 +1,17 @@
-"""Run folders of version 1.0.0: they are resumed, drawn and compared as if they were today's.
+"""Run folders of version 1.0.0: they are resumed, drawn and classified with as if they were today's.
 
-tests/data/runs-of-1.0.0.json holds two, as that version left them when it was stopped after round 2 of 4, packed by
-tar and xz, as base64: one of fedadam, one of the asynchronous mode.
+tests/data/runs-of-1.0.0.json holds three, as that version left them, packed by tar and xz, as base64:
+
+fedadam    tiny clients, --partitioner sizes (today quantity-skew), stopped after round 2 of 4; and the
+           final model of a run that was not stopped
+async      tiny clients, --partitioner whole (today local), stopped after version 3
+lenet      finished; its clients made a network of zeros, and added [0, 3] to its last biases in each of two rounds
 """
 
 import base64
 import io
 import json
+import math
 import tarfile
 
 from federation.results import report
@@ -14,8 +19,11 @@ from federation.results.run_folder import RunFolder
 
 import numpy as np
 import pytest
-from helpers.example_runs import call
+from helpers.example_runs import call, make_images
 from helpers.processes import ROOT, Federation
+from helpers.replays import model_bytes, replayed_tiny
+
+import classify
 
 RUNS = json.loads((ROOT / "tests/data/runs-of-1.0.0.json").read_text())
 
@@ -36,22 +44,17 @@ def test_a_run_of_version_1_0_0_is_drawn(name, federation, capsys):
     assert (federation.run_dir / "report.html").stat().st_size > 1000
 
 
-def test_a_run_of_version_1_0_0_goes_on_to_the_weights_of_a_quiet_one(federation):
+def test_a_run_of_version_1_0_0_goes_on_to_the_weights_that_a_quiet_one_had_then(federation):
     unpack("fedadam", federation)
     server = federation.server("--resume", federation.run_dir)
     for partition in range(3):
         federation.tiny("--partition-id", partition)
     assert "after round 2" in server.ends(0)
-    with Federation(federation.folder / "quiet") as quiet:
-        quiet.folder.mkdir()
-        server = quiet.server("--rounds", 4, "--strategy", "fedadam")
-        for partition in range(3):
-            quiet.tiny("--partition-id", partition)
-        server.ends(0)
-        assert all(np.array_equal(a, b) for a, b in zip(federation.weights(), quiet.weights(), strict=True))
+    with np.load(federation.folder / "quiet-model.npz") as then:
+        assert model_bytes(federation) == [then[f"w{i:05d}"].tobytes() for i in range(3)]
 
 
-def test_an_asynchronous_run_of_version_1_0_0_goes_on(federation):
+def test_an_asynchronous_run_of_version_1_0_0_goes_on_and_a_replay_of_both_parts_gives_the_same_bits(federation):
     unpack("async", federation)
     before = len(RunFolder(federation.run_dir).load_history().rounds)
     server = federation.server("--resume", federation.run_dir)
@@ -62,3 +65,14 @@ def test_an_asynchronous_run_of_version_1_0_0_goes_on(federation):
     assert [row["round"] for row in rows] == list(range(len(rows)))
     assert sum(len(row["updates"]) for row in rows) == 4 * 3
     assert len(rows) > before
+    assert replayed_tiny(federation) == model_bytes(federation)
+
+
+def test_the_model_of_version_1_0_0_classifies_images(federation, capsys):
+    """The logits are [0, 6] for every image."""
+    unpack("lenet", federation)
+    images = make_images(federation.folder / "images", train=1, test=1)
+    assert call(classify.main, "--model", federation.run_dir / "model.npz", "--json", images / "test/red/00.png") == 0
+    first, second = json.loads(capsys.readouterr().out)["classes"]
+    assert [first["class"], second["class"]] == ["dog", "cat"]
+    assert first["probability"] == pytest.approx(math.exp(6) / (1 + math.exp(6)))

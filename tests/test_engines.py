@@ -1,11 +1,13 @@
 """The same code on Flower's engines: nodes in the place of streams, and the same bits."""
 
 import importlib.util
+import io
 import shlex
 import subprocess
 import sys
 import threading
 import tomllib
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from federation.server.settings import ServerSettings
 
 import pytest
 from flwr.app import Context, RecordDict
+from flwr.cli.build import build_fab_from_disk
 from helpers.engines import Engine, commands
 from helpers.example_runs import make_images
 from helpers.processes import ROOT, Federation, wait_for
@@ -40,6 +43,14 @@ def test_every_key_of_the_run_config_is_a_flag_or_where_the_images_are():
     flags = {flag.removeprefix("--") for action in build_parser("")._actions for flag in action.option_strings}
     assert set(CONFIG) - flags == {"dataset", "data-dir", "device", "threads"}
     assert {key.replace("-", "_") for key in CONFIG} >= {*Recipe.names(), *ServerSettings.names()} - {"clients"}
+
+
+def test_the_app_holds_the_programs_and_every_module_of_every_room():
+    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))) as app:
+        inside = {name for name in app.namelist() if name.endswith(".py")}
+    modules = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *ROOT.glob("federation/**/*.py")]}
+    assert {"server.py", "federation/config.py", "federation/server/rounds.py"} <= modules
+    assert inside == modules
 
 
 @pytest.mark.parametrize(
@@ -227,6 +238,25 @@ def test_simulation(line, simulation, script_weights, tmp_path):
     assert len(rounds[-1]["accuracy_by_client"]) == nodes
     if "config" not in line:
         assert same(simulation.weights(), script_weights)
+
+
+def test_device_threads_and_tensorboard_are_keys_of_the_run_config(simulation, tmp_path):
+    if not importlib.util.find_spec("tensorboard"):
+        pytest.skip("tensorboard is not installed: pip install tensorboard")
+    simulation.run_dir = tmp_path / "run"
+    more = f"device='cpu' threads=1 tensorboard='{tmp_path / 'scalars'}'"
+    config = QUICK.replace("'run'", f"'{simulation.run_dir}'")
+    output = simulation.run(f'flwr run . --stream --run-config "{config} {more}"')
+    assert "done: model.npz" in output, output
+    assert [row["clients"] for row in simulation.history()["rounds"]] == [3, 3]
+    (events,) = (tmp_path / "scalars").glob("events.out.tfevents.*")
+    assert events.stat().st_size > 100
+
+
+def test_a_device_that_is_not_there_is_said_and_ends_the_run(simulation, tmp_path):
+    config = f"device='abacus' join-timeout=5 run-dir='{tmp_path / 'run'}'"
+    output = simulation.command(f'flwr run . --stream --run-config "{config}"').says("no node came within 5 s", 200)
+    assert "abacus" in output
 
 
 def test_deployment_with_tls_and_authenticated_nodes(tmp_path, script_weights):

@@ -418,3 +418,11 @@ def test_class_counts_must_add_up_to_the_declared_images(counts, event):
     assert heard[0][0] == event, heard
     if event == "join":
         assert admission.ready()[0].class_counts == (counts or [])
+
+
+def test_of_a_flood_of_metrics_the_first_few_are_drawn():
+    history = make_history()
+    for i in range(200):
+        history.rounds[1].metrics[f"m{i}"] = 1.0
+    width, height = shape(plots.metrics(history, None, LIGHT))
+    assert height <= 2700

@@ -210,6 +210,19 @@ def test_a_partition_that_is_taken_or_not_there_is_refused_in_words(federation):
     assert "refused: --partition-id 3 is not there: this run has partitions 0 to 2" in beyond.ends(2)
 
 
+def test_fedadam_takes_a_first_step_of_the_servers_learning_rate(federation):
+    """Reddi et al. 2021, algorithm 2: betas 0.9 and 0.99, tau 0.001; Flower corrects the bias as for step 2."""
+    server = federation.server("--rounds", 1, "--strategy", "fedadam", "--server-learning-rate", 0.1)
+    for partition in range(3):
+        federation.tiny("--partition-id", partition)
+    server.ends(0)
+    draws = [np.random.default_rng([0, partition, 1]) for partition in range(3)]  # as the tiny clients draw
+    for array in federation.weights()[:2]:
+        delta = sum((i + 1) * draws[i].normal(size=array.shape) for i in range(3)) / 6  # 100, 200, 300 examples
+        bias = np.sqrt(1 - 0.99**2) / (1 - 0.9**2)
+        assert np.allclose(array, 0.1 * bias * 0.1 * delta / (0.1 * abs(delta) + 0.001), rtol=1e-4)
+
+
 # The client alone
 
 

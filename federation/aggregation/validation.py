@@ -16,9 +16,10 @@ from flwr.common import EvaluateRes, FitRes, Parameters
 
 TRAIN = "train_"  # begins the names of metrics of local training
 TRAIN_LOSS = TRAIN + "loss"
-MOST_METRICS = 64
+MOST_METRICS = 16  # of one answer
 METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 TAKEN = {"round", "clients", "seconds", "bytes_received", "updates", "time", "evaluated"}  # in history.json's rows
+TAKEN |= {"received", "version", "staleness"}  # columns of the tables
 
 
 class BadUpdate(Exception):

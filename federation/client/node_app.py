@@ -7,7 +7,7 @@ from typing import Any
 
 from federation.client.session import Session, host_name, summarise
 from federation.config import Recipe
-from federation.console import PublicError
+from federation.console import PublicError, clean
 from federation.protocol import Assignment
 
 from flwr.app import Context
@@ -26,18 +26,28 @@ def make_app(client_class: Callable[..., Any], open_dataset: Callable[[str, str]
         return client_class(open_once(name, data_dir), assignment, device)
 
     def client_fn(context: Context) -> Client:
-        from federation.client.compute import find_device, share_cores  # torch, which only a node needs
+        from federation.client.compute import share_cores  # torch, which only a node needs
 
         where = {**context.run_config, **context.node_config}  # a node may have data and a device of its own
         data, device = (where["dataset"], where["data-dir"]), str(where.get("device") or "auto")
         threads = int(where.get("threads") or 0)
         return Node(
             context,
-            lambda assignment: open_client(*data, find_device(device), assignment),
+            lambda assignment: open_client(*data, _find_device(device), assignment),
             functools.partial(share_cores, threads),
         ).to_client()
 
     return ClientApp(client_fn=client_fn)
+
+
+def _find_device(wanted: str) -> str:
+    """As a script's --device; but where it isn't there, the server is told so, and the node lives on."""
+    from federation.client.compute import find_device
+
+    try:
+        return find_device(wanted)
+    except SystemExit:
+        raise PublicError(f"its device {clean(wanted, 20)} is not there") from None
 
 
 class Node(Session):

@@ -9,6 +9,7 @@ from federation.results.theme import Theme, canvas
 
 import numpy as np
 
+DRAWN_METRICS = 6  # beside the main one and the loss; a client may send any number
 MARKED_ROUNDS = 25  # with more, markers run into each other
 MARKED_CLIENTS = 8
 MARKED_CLASSES = 12  # with more, numbers no longer fit into their cells
@@ -20,10 +21,8 @@ def metrics(history: History, baseline: Baseline | None, theme: Theme) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     png = io.BytesIO()
-    names = [
-        MAIN_METRIC,
-        *sorted({"loss", *history.metric_names()} - {MAIN_METRIC}, key=lambda name: (name == "loss", name)),
-    ]
+    others = sorted(set(history.metric_names()) - {MAIN_METRIC, "loss"})
+    names = [MAIN_METRIC, *others[:DRAWN_METRICS], "loss"]
     with canvas(theme, 2.6 + 1.8 * len(names), png) as figure:
         axes = figure.subplots(len(names), 1, sharex=True, height_ratios=[3, *[2] * (len(names) - 1)])
         records = history.scored()

@@ -180,7 +180,7 @@ class ClientManager(FlowerClientManager):
             if summary.buffer_positions != self.buffer_positions:
                 words = f"{name} measures other arrays of the network (BatchNorm's) than the others; use one model.py"
                 raise Refused(f"statistics {name}", words)
-            if not self.started and not self.ready():
+            if not (self.started and self.input_shape) and not self.ready():  # runs of before kept none
                 self.input_shape = summary.input_shape
             if summary.input_shape != self.input_shape:
                 words = (

@@ -108,6 +108,7 @@ class FederatedServer(Server):
         self.rounds_done = -1  # 0 once the untrained model is evaluated
         if self.checkpoint:
             clients.begin(self.history.config["classes"], self.history.config["statistics"])
+            clients.input_shape = self.history.config.get("input_shape", [])
 
     # Called by flwr.server.start_server
 
