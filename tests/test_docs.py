@@ -15,7 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from federation import config
+from federation.aggregation.validation import validate_evaluate
 from federation.client import model_file, options
+from federation.client.session import numbers
 from federation.console import Parser
 from federation.results import report
 from federation.results.history import RoundRecord
@@ -23,6 +25,8 @@ from federation.security import certificates
 from federation.server.options import build_parser
 
 import pytest
+import torch
+from flwr.common import Code, EvaluateRes, Status
 from helpers.engines import commands
 from helpers.example_runs import CLASSES, call, make_history, make_images, make_run
 from helpers.processes import CLEAN, ROOT, Federation
@@ -319,6 +323,24 @@ def test_every_flag_that_is_named_exists(name, flags):
     known = flags | {flag for line in OTHERS.values() for flag in line.split()}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGES[name]))
     assert named <= known
+
+
+def test_the_metric_of_the_example_reaches_the_server_beside_the_metrics_that_were_there():
+    (source,) = re.findall(r"```python\n(@torch.inference_mode.*?)```", PAGES["docs/own-data.md"], re.S)
+    scope = dict(vars(model))
+    exec(source, scope)
+    network, images, labels = (
+        model.build("lenet", 4, seed=0),
+        torch.zeros(8, 3, 32, 32, dtype=torch.uint8),
+        torch.arange(8) % 4,
+    )
+    network[-1].weight.data.zero_()
+    network[-1].bias.data = torch.tensor([1.0, 4.0, 3.0, 2.0])  # guesses 1, then 2, then 3, of any image: never 0
+    metrics = scope["evaluate"](network, images, labels)
+    assert {**metrics, **model.evaluate(network, images, labels)} == metrics
+    assert (metrics["accuracy"], metrics["top3_accuracy"]) == (0.25, 0.75)
+    res = EvaluateRes(Status(Code.OK, ""), metrics.pop("loss"), 8, numbers(metrics))
+    assert validate_evaluate(res, 0, 8).metrics["top3_accuracy"] == 0.75
 
 
 def test_the_setting_of_the_example_has_a_flag_a_default_and_a_check():

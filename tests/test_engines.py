@@ -1,7 +1,6 @@
 """The same code on Flower's engines: nodes in the place of streams, and the same bits."""
 
 import importlib.util
-import io
 import shlex
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from federation.server.settings import ServerSettings
 
 import pytest
 from flwr.app import Context, RecordDict
-from flwr.cli.build import build_fab_from_disk
 from helpers.engines import Engine, commands
 from helpers.example_runs import make_images
 from helpers.processes import ROOT, Federation, wait_for
@@ -45,8 +43,10 @@ def test_every_key_of_the_run_config_is_a_flag_or_where_the_images_are():
     assert {key.replace("-", "_") for key in CONFIG} >= {*Recipe.names(), *ServerSettings.names()} - {"clients"}
 
 
-def test_the_app_holds_the_programs_and_every_module_of_every_room():
-    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))) as app:
+def test_the_app_holds_the_programs_and_every_module_of_every_room(tmp_path):
+    with Engine(tmp_path, "local") as engine:
+        engine.run(f"flwr build --app {shlex.quote(str(ROOT))}")
+    with zipfile.ZipFile(next(tmp_path.glob("*.fab"))) as app:
         inside = {name for name in app.namelist() if name.endswith(".py")}
     modules = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *ROOT.glob("federation/**/*.py")]}
     assert {"server.py", "federation/config.py", "federation/server/rounds.py"} <= modules

@@ -424,5 +424,5 @@ def test_of_a_flood_of_metrics_the_first_few_are_drawn():
     history = make_history()
     for i in range(200):
         history.rounds[1].metrics[f"m{i}"] = 1.0
-    width, height = shape(plots.metrics(history, None, LIGHT))
+    _, height = shape(plots.metrics(history, None, LIGHT))
     assert height <= 2700

@@ -1,7 +1,9 @@
 """What a client answers to each of the server's messages, and how its part in a run ends; all in this process."""
 
+import inspect
 import json
 import math
+import pickle
 import sys
 from types import SimpleNamespace
 
@@ -343,3 +345,9 @@ def test_an_app_opens_the_data_once_and_each_partition_once(monkeypatch):
     assert opened == [("synthetic", "data")]
     assert made == [("synthetic", 0, "the gpu"), ("synthetic", 1, "the gpu")]
     assert shared == [(2, 3)] * 3
+
+
+def test_the_simulation_engine_can_pickle_an_app_for_its_processes(monkeypatch):
+    monkeypatch.setattr("federation.client.node_app.ClientApp", lambda client_fn: client_fn)
+    kept = inspect.getclosurevars(make_app(Client, host_name)).nonlocals
+    assert pickle.loads(pickle.dumps(kept)) == kept

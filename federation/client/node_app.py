@@ -19,11 +19,6 @@ REMEDY = "start each node with --node-config 'partition-id=0 num-partitions=3', 
 
 def make_app(client_class: Callable[..., Any], open_dataset: Callable[[str, str], Any]) -> ClientApp:
     """The ClientApp of a NumPyClient made of (dataset, assignment, device), on open_dataset(name, data_dir)."""
-    open_once = functools.lru_cache(maxsize=1)(open_dataset)
-
-    @functools.lru_cache(maxsize=1000)  # a process of the simulation engine plays many nodes, each of them many times
-    def open_client(name: str, data_dir: str, device: str, assignment: Assignment) -> Any:
-        return client_class(open_once(name, data_dir), assignment, device)
 
     def client_fn(context: Context) -> Client:
         from federation.client.compute import share_cores  # torch, which only a node needs
@@ -33,11 +28,30 @@ def make_app(client_class: Callable[..., Any], open_dataset: Callable[[str, str]
         threads = int(where.get("threads") or 0)
         return Node(
             context,
-            lambda assignment: open_client(*data, _find_device(device), assignment),
+            lambda assignment: _open_client(client_class, open_dataset, data, _find_device(device), assignment),
             functools.partial(share_cores, threads),
         ).to_client()
 
     return ClientApp(client_fn=client_fn)
+
+
+# Kept in the module: the simulation engine pickles client_fn for its processes, and a cache inside of it can't be.
+
+
+@functools.lru_cache(maxsize=1)
+def _open_data(open_dataset: Callable[[str, str], Any], name: str, data_dir: str) -> Any:
+    return open_dataset(name, data_dir)
+
+
+@functools.lru_cache(maxsize=1000)  # a process of the simulation engine plays many nodes, each of them many times
+def _open_client(
+    client_class: Callable[..., Any],
+    open_dataset: Callable[[str, str], Any],
+    data: tuple[str, str],
+    device: str,
+    assignment: Assignment,
+) -> Any:
+    return client_class(_open_data(open_dataset, *data), assignment, device)
 
 
 def _find_device(wanted: str) -> str:
