@@ -59,7 +59,7 @@ def hosts() -> Iterator[list[Host]]:
 
 @pytest.fixture(scope="module")
 def keys(hosts, tmp_path_factory) -> Path:
-    """The README's certificates, for the server's address, and a secret."""
+    """The docs' certificates, for the server's address, and a secret."""
     folder = tmp_path_factory.mktemp("keys")
     made = [sys.executable, "-m", "federation.certificates", "--host", hosts[0].address, "--out", folder]
     subprocess.run(made, cwd=ROOT, check=True, capture_output=True)

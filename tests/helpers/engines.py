@@ -36,7 +36,7 @@ class Engine(Federation):
             file.write(f"{line}\n")
 
     def command(self, line: str) -> Process:
-        """A command as the README has it, in the engine's folder: only ports and the app's folder are the test's."""
+        """A command as the docs have it, in the engine's folder: only ports and the app's folder are the test's."""
         program, *words = shlex.split(self.adapted(line))
         words = [str(ROOT) if word == "." else word for word in words]
         return self.start(program, PROGRAMS / program, *words, cwd=self.folder, env=self.env)
