@@ -1,4 +1,4 @@
-"""Who may join: first come, first served, after proof of the secret; strangers cost the run nothing."""
+"""Who may join: first come, first served, after proof of the secret; unverified connections cost the run nothing."""
 
 import json
 import re
@@ -92,18 +92,18 @@ def test_who_does_not_prove_the_secret_hears_nothing_of_the_run(federation):
     nonces = []
     with closing(open_channel(federation.address)) as channel:
         for claim in ("", "0" * 64):
-            stranger = RawConnection(channel)
-            challenge = words_of(stranger.hear())
+            connection = RawConnection(channel)
+            challenge = words_of(connection.hear())
             assert set(challenge) == {"ask", "nonce", "protocol", "salt"}
             nonces.append(challenge["nonce"])
-            stranger.say(hello(proof=claim))
-            farewell = words_of(stranger.hear())
-            assert set(farewell) == {"ask", "kind", "words", "code"}
-            assert (farewell["ask"], farewell["kind"]) == ("told", "refused")
-            stranger.say(properties())
-            assert stranger.hear().WhichOneof("msg") == "reconnect_ins"
-            stranger.hear_the_end()
-            assert len(stranger.heard) == 3
+            connection.say(hello(proof=claim))
+            reason = words_of(connection.hear())
+            assert set(reason) == {"ask", "kind", "words", "code"}
+            assert (reason["ask"], reason["kind"]) == ("told", "refused")
+            connection.say(properties())
+            assert connection.hear().WhichOneof("msg") == "reconnect_ins"
+            connection.hear_the_end()
+            assert len(connection.heard) == 3
     assert nonces[0] != nonces[1], "a challenge came twice: an old proof would do"
 
 
@@ -144,7 +144,7 @@ def test_a_thousand_silent_connections_do_not_keep_clients_out(federation):
         clients = [federation.tiny() for _ in range(3)]
         finish(server, *clients)
     assert clients_by_round(federation) == [3, 3, 3]
-    assert len(server.output.splitlines()) < 30, "strangers fill the operator's terminal"
+    assert len(server.output.splitlines()) < 30, "unverified connections fill the operator's terminal"
 
 
 def test_a_client_that_finds_too_many_connections_keeps_asking(federation):

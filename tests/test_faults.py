@@ -126,7 +126,7 @@ def test_a_stopped_client_costs_its_round_only_until_round_timeout(federation):
     assert clients_by_round(federation) == [3, 3, 2, 3]
 
 
-def test_a_client_that_is_cut_off_costs_its_round_and_rejoins_once_the_line_is_mended(federation):
+def test_a_client_that_is_cut_off_costs_its_round_and_rejoins_once_the_link_is_restored(federation):
     server = federation.server("--rounds", 4, "--round-timeout", 3, "--rejoin-wait", 30)
     clients = [federation.tiny("--partition-id", i, "--seconds", 0.3) for i in range(2)]
     link = NetworkLink(federation.address)
@@ -163,7 +163,7 @@ def test_a_client_that_raises_shows_where_and_tells_the_server_the_kind_alone(fe
         client.ends(0)
 
 
-def test_nobody_comes_and_the_server_does_not_wait_for_ever(federation):
+def test_nobody_comes_and_the_server_ends_after_join_timeout(federation):
     assert "0 of 3 clients came within 1 s" in federation.server("--join-timeout", 1).ends(1)
 
 
@@ -187,7 +187,7 @@ def test_the_run_ends_early_when_the_target_accuracy_is_reached(federation):
     assert clients_by_round(federation) == [3, 3]
 
 
-def test_flower_pings_a_quiet_line_before_a_cloud_cuts_it():
+def test_flower_pings_a_quiet_connection_before_a_cloud_cuts_it():
     """Local training may take longer than the four minutes after which some clouds cut an idle connection."""
     keepalive = inspect.signature(start_grpc_server).parameters["keepalive_time_ms"].default
     assert keepalive < 240_000

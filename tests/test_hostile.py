@@ -105,16 +105,16 @@ def chatter(address: str, number: int, seed: int) -> Counter:
     while sent["messages"] < number:
         with closing(open_channel(address)) as channel:
             for _ in range(100):
-                stranger = RawConnection(channel)
+                connection = RawConnection(channel)
                 sent["streams"] += 1
                 try:
                     while sent["messages"] < number:
-                        stranger.hear()
-                        stranger.say(nonsense.message())
+                        connection.hear()
+                        connection.say(nonsense.message())
                         sent["messages"] += 1
                 except (grpc.RpcError, StopIteration):
                     pass
-                stranger.hang_up()
+                connection.hang_up()
     return sent
 
 
@@ -181,8 +181,8 @@ def test_ten_thousand_messages_of_nonsense_leave_the_model_as_it_would_be(tmp_pa
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
-def test_a_stranger_that_never_stops_sending_is_held_back_and_fills_no_memory(federation):
-    server = federation.server("--max-message-mb", 2, env={**CLEAN, "FEDERATION_SECRET": "not for strangers"})
+def test_an_unverified_connection_that_never_stops_sending_is_held_back_and_fills_no_memory(federation):
+    server = federation.server("--max-message-mb", 2, env={**CLEAN, "FEDERATION_SECRET": "not for all"})
     server.says("waiting for 3 clients")
     memory = Memory(server)
     wait_for(lambda: memory.last, "a first look")

@@ -82,9 +82,9 @@ def test_a_server_and_three_clients_on_four_hosts(hosts, keys, tmp_path):
 def cut(hosts, keys, tmp_path_factory) -> Iterator[SimpleNamespace]:
     """Three runs over the same hosts, all hit in round 2 by the same cut of client 2's link, and all ended with 0.
 
-    training   client 2 trains when the link is cut, and is done before it is mended
-    waiting    client 2 is done with its training, and waits; the others are done before the link is mended
-    closed     as training, with a --round-timeout that ends before the link is mended
+    training   client 2 trains when the link is cut, and is done before it is restored
+    waiting    client 2 is done with its training, and waits; the others are done before the link is restored
+    closed     as training, with a --round-timeout that ends before the link is restored
     """
     go = tmp_path_factory.mktemp("go") / "go"
     hold = ["--in-round", 2, "--until", go]
@@ -106,11 +106,11 @@ def cut(hosts, keys, tmp_path_factory) -> Iterator[SimpleNamespace]:
         # Its rounds wait for client 2, so the clock of its --round-timeout begins to run only now.
         closed.far_tiny(2, *hold).says("fit 2")
         hosts[3].cut()
-        mended = time.monotonic() + CUT_SECONDS
+        restored = time.monotonic() + CUT_SECONDS
         closing.says("client 2 did not answer within 8 s")
         go.touch()
-        assert time.monotonic() < mended
-        wait_for(lambda: time.monotonic() >= mended, "the end of the cut", CUT_SECONDS + 1)
+        assert time.monotonic() < restored
+        wait_for(lambda: time.monotonic() >= restored, "the end of the cut", CUT_SECONDS + 1)
         hosts[3].restore()
         for federation in runs.values():
             for process in federation.processes:
@@ -118,7 +118,7 @@ def cut(hosts, keys, tmp_path_factory) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(**runs)
 
 
-def test_an_update_sent_during_a_cut_counts_once_the_link_is_mended(cut):
+def test_an_update_sent_during_a_cut_counts_once_the_link_is_restored(cut):
     assert cut.training.clients_by_round() == [3, 3, 3, 3]
     assert cut.training.comings_and_goings() == []
     assert cut.training.history()["rounds"][2]["seconds"] > CUT_SECONDS
