@@ -1,8 +1,12 @@
 """A client's way to the server without a network: streams by a script, on a clock of our own."""
 
 import contextlib
+import os
+import re
 import socket
+import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 from federation.client import connection
@@ -23,6 +27,8 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 from flwr.compat.client.grpc_client import connection as flowers
+from flwr.proto.transport_pb2 import ServerMessage
+from helpers.processes import free_port
 
 ADDRESS = "127.0.0.1:8080"
 START = [np.zeros(2, np.float32), np.array(0)]
@@ -333,60 +339,295 @@ def test_a_name_a_firewall_a_route_or_a_port_is_to_blame(serve, probed, line):
     assert connection.out_of_reach("hospital", 8080) == line
 
 
-class Line:
-    """A connection to a proxy that answers this."""
+@pytest.fixture
+def real(monkeypatch):
+    """Real sockets, and no proxy from outside."""
+    for name in (*connection.PROXIES, "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with contextlib.ExitStack() as ends:
+        yield lambda answer=b"", host="127.0.0.1", port=0: ends.enter_context(Listener(answer, host, port))
 
-    def __init__(self, answer: bytes):
-        self.answer, self.sent = answer, b""
+
+RESET = b"breaks off at once, as a firewall does"
+
+
+class Listener:
+    """Somebody on this machine who hears one request of each caller, answers with these bytes and hangs up.
+
+    A list is said piece by piece; after None it stays silent.
+    """
+
+    def __init__(self, answer: bytes | list | None, host: str, port: int):
+        self.pieces = answer if isinstance(answer, list) else [answer]
+        self.heard: list[bytes] = []
+        self.socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.port = self.socket.getsockname()[1]
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.serve)
 
     def __enter__(self):
+        self.thread.start()
         return self
 
     def __exit__(self, *_):
-        pass
+        self.over.set()
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
+        self.thread.join(60)
+        self.socket.close()
 
-    def sendall(self, content):
-        self.sent += content
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with self.socket.accept()[0] as caller, contextlib.suppress(ConnectionError):
+                    caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    caller.settimeout(60)
+                    self.heard.append(caller.recv(10_000))
+                    for piece in self.pieces:
+                        if piece is None:
+                            self.over.wait(60)
+                        elif piece == RESET:
+                            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        else:
+                            caller.sendall(piece)
 
-    def recv(self, number):
-        return self.answer
+
+LOGIN = "wants a login; put it into the proxy's address: http://USER:PASSWORD@HOST:PORT"
+HTTP = "HTTP/1.1 {}\r\nContent-Length: 0\r\n\r\n"
 
 
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
-        (b"HTTP/1.1 407 Proxy Authentication Required\r\n", "wants a login; put it into the proxy's address: http://"),
-        (b"HTTP/1.1 503 Service Unavailable\r\n", "finds no server at hospital:8080 (it answers 503); no_grpc_proxy="),
-        (b"", "finds no server at hospital:8080; no_grpc_proxy=hospital goes without it"),
-        (None, "can't be reached; no_grpc_proxy=hospital goes without it"),
+        ("407 Proxy Authentication Required", LOGIN),
+        ("403 Forbidden", "refuses connections to hospital:8080 (it answers 403)"),
+        ("404 Not Found", "finds no server at hospital:8080 (it answers 404)"),
+        ("503 Service Unavailable", "finds no server at hospital:8080 (it answers 503)"),
+        (
+            "200 Connection established",
+            "reaches hospital:8080, where the connection breaks off; TLS must be on at both ends or at neither",
+        ),
+        ([b"HTTP/1.", b"0 4", b"07", b" \r\n\r\n"], LOGIN),
+        (b"", "hangs up without an answer"),
+        (RESET, "hangs up without an answer"),
+        (None, "gives no answer"),
+        ([b"HTTP/1.1 4", None], "gives no answer"),
+        (b"\x15\x03\x03\0\x02\x02\x46", "is no HTTP proxy by its answer"),
+        (b"SSH-2.0-OpenSSH_9 407\r\n", "is no HTTP proxy by its answer"),
+        (b"HTTP/1.1 \x1b[2J\xff\r\n", "is no HTTP proxy by its answer"),
+        (b"x" * 100_000, "is no HTTP proxy by its answer"),
     ],
 )
-def test_where_a_proxy_is_in_the_way_it_is_asked(serve, monkeypatch, answer, found):
-    server = serve()
-    server.probed = ConnectionRefusedError() if answer is None else Line(answer)
-    monkeypatch.setenv("https_proxy", "http://us%65r:pass@proxy:3128")
-    assert connection.out_of_reach("hospital", 8080).startswith(f"the proxy proxy:3128 {found}")
-    if answer is not None:
-        first, host, login, *_ = server.probed.sent.decode().split("\r\n")
-        assert (first, host) == ("CONNECT hospital:8080 HTTP/1.1", "Host: hospital:8080")
-        assert login == "Proxy-Authorization: Basic dXNlcjpwYXNz"  # user:pass
+def test_where_a_proxy_is_in_the_way_it_is_asked(real, monkeypatch, answer, found):
+    proxy = real(HTTP.format(answer).encode() if isinstance(answer, str) else answer)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+    if None in proxy.pieces:
+        monkeypatch.setattr(connection, "PROBE_SECONDS", 0.3)
+    line = f"the proxy 127.0.0.1:{proxy.port} {found}; no_grpc_proxy=hospital goes without it"
+    assert connection.out_of_reach("hospital", 8080) == line
+    assert proxy.heard == [b"CONNECT hospital:8080 HTTP/1.1\r\nHost: hospital:8080\r\n\r\n"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "a..b"])
+def test_a_proxy_that_is_dead_or_has_no_possible_name_is_out_of_reach(real, monkeypatch, host):
+    port = free_port()
+    monkeypatch.setenv("http_proxy", f"http://{host}:{port}")
+    line = f"the proxy {host}:{port} can't be reached; no_grpc_proxy=hospital goes without it"
+    assert connection.out_of_reach("hospital", 8080) == line
+
+
+def test_a_proxy_without_a_port_is_sought_at_grpcs_own(serve, monkeypatch):
+    serve()
+    monkeypatch.setenv("http_proxy", "http://proxy/")
+    assert connection.out_of_reach("hospital", 8080).startswith("the proxy proxy:443 can't be reached")
+
+
+LOGINS = ["user:pass", "us%65r:pa%20ss", "user", "user:", "user:p@ss", "us\u00e9r:pass", "user:p\udcffss", "user:100%"]
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_a_login_in_the_proxys_address_is_given_as_grpc_gives_it_and_a_wrong_one_is_named(real, monkeypatch, login):
+    proxy = real(HTTP.format("407 Proxy Authentication Required").encode())
+    monkeypatch.setenv("http_proxy", f"http://{login}@127.0.0.1:{proxy.port}")
+    line = f"the proxy 127.0.0.1:{proxy.port} does not take the login in its address; no_grpc_proxy="
+    assert connection.out_of_reach("127.0.0.1", 8080).startswith(line)
+    knock("127.0.0.1", 8080)
+    ours, grpcs = ([line for line in heard.split(b"\r\n") if b"Authorization" in line] for heard in proxy.heard[:2])
+    assert ours == grpcs
+    assert len(ours) == 1
+
+
+WRONG = [
+    "http://{login}@127.0.0.1:many",
+    "http://{login}@127.0.0.1:99999",
+    "http://{login}@[::1",
+    "http://{login}:3128",
+    "http://user:12#{login}@127.0.0.1:3128",
+    "http://user:12/{login}@127.0.0.1:3128",
+    "http://user:12?{login}@127.0.0.1:3128",
+    "http://{login}@",
+]
+
+
+@pytest.mark.parametrize("address", ["http://{login}@127.0.0.1:{port}", "{login}@127.0.0.1:{port}", *WRONG])
+@pytest.mark.parametrize("answer", ["407 Who are you", "503 No", "200 OK", b"garbage", b""])
+def test_a_login_in_a_proxys_address_is_never_shown(real, monkeypatch, capfd, address, answer):
+    proxy, port = real(HTTP.format(answer).encode() if isinstance(answer, str) else answer), free_port()
+    monkeypatch.setenv("http_proxy", address.format(login="jane:s3cret", port=proxy.port))
+    line = connection.out_of_reach("127.0.0.1", port)
+    assert ("http_proxy is no http://HOST:PORT" in line) == (address in WRONG)
+    shown = line + "".join(capfd.readouterr())
+    for place in (f":{proxy.port}", f":{port}", "127.0.0.1"):
+        shown = shown.replace(place, "")
+    assert not re.search("jane|s3cret|user|12|amFuZT", shown)
+
+
+def test_ipv6_addresses_stand_in_brackets(real, monkeypatch):
+    try:
+        proxy = real(HTTP.format("503 No").encode(), "::1")
+    except OSError:
+        pytest.skip("no IPv6 here")
+    port = free_port()
+    assert connection.out_of_reach("::1", port) == f"no server at [::1]:{port}"
+    monkeypatch.setenv("http_proxy", f"http://[::1]:{proxy.port}")
+    found = f"the proxy [::1]:{proxy.port} finds no server at [fd00::1]:8080 (it answers 503); no_grpc_proxy=fd00::1"
+    assert connection.out_of_reach("fd00::1", 8080).startswith(found)
+    assert proxy.heard == [b"CONNECT [fd00::1]:8080 HTTP/1.1\r\nHost: [fd00::1]:8080\r\n\r\n"]
+
+
+def knock(host: str, port: int) -> None:
+    """Have gRPC itself call somebody who won't understand it, over a connection of its own."""
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with (
+        grpc.insecure_channel(place, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
+        contextlib.suppress(grpc.RpcError),
+    ):
+        channel.unary_unary("/any/thing")(b"", timeout=60)
+
+
+IT = "http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize(
-    ("proxy", "exempt", "taken"),
+    ("host", "variables", "taken"),
     [
-        ("http://proxy:3128", "", True),
-        ("proxy:3128", "", True),
-        ("http://proxy:3128", "localhost, hospital", False),
-        ("http://proxy:3128", ".hospital.org", True),
-        ("http://proxy:3128", "pital", False),
-        ("http://proxy:3128", "*", False),
-        ("http://proxy", "", False),
-        ("http://proxy:many", "", False),
+        *[("127.0.0.1", {name: IT}, True) for name in connection.PROXIES],
+        *[("127.0.0.1", {name.upper(): IT}, os.name == "nt") for name in connection.PROXIES],
+        ("127.0.0.1", {"grpc_proxy": IT, "https_proxy": "", "http_proxy": "nonsense"}, True),
+        ("127.0.0.1", {"https_proxy": IT, "http_proxy": ""}, True),
+        ("127.0.0.1", {"grpc_proxy": "", "http_proxy": IT}, False),
+        ("127.0.0.1", {"https_proxy": "nonsense", "http_proxy": IT}, False),
+        ("127.0.0.1", {"http_proxy": "127.0.0.1:{port}"}, False),
+        ("127.0.0.1", {"http_proxy": "https://127.0.0.1:{port}"}, False),
+        ("127.0.0.1", {"http_proxy": "socks5://127.0.0.1:{port}"}, False),
+        ("127.0.0.1", {"http_proxy": "HTTP://127.0.0.1:{port}/x"}, True),
+        ("127.0.0.1", {"http_proxy": IT + " "}, True),
+        ("127.0.0.1", {"http_proxy": " " + IT}, False),
+        ("127.0.0.1", {"http_proxy": "http:///x"}, False),
+        ("127.0.0.1", {"http_proxy": IT, "no_proxy": "other, 127.0.0.1"}, False),
+        ("127.0.0.1", {"http_proxy": IT, "no_proxy": ", ,"}, True),
+        ("127.0.0.1", {"http_proxy": IT, "no_proxy": "*"}, True),
+        ("127.0.0.1", {"http_proxy": IT, "no_proxy": "127.0.0.0/8"}, False),
+        ("127.0.0.1", {"http_proxy": IT, "no_proxy": "127.9.9.9/8"}, False),
+        ("127.0.0.1", {"http_proxy": IT, "no_proxy": "10.0.0.0/8, ::/0"}, True),
+        ("127.0.0.1", {"http_proxy": IT, "no_proxy": "127.0.0.10,27.0.0.1"}, True),
+        ("127.0.0.1", {"http_proxy": IT, "no_grpc_proxy": "", "no_proxy": "127.0.0.1"}, True),
+        ("127.0.0.1", {"http_proxy": IT, "no_grpc_proxy": "127.0.0.1", "no_proxy": "other"}, False),
+        ("localhost", {"http_proxy": IT, "no_proxy": "LOCALHOST"}, False),
+        ("LOCALHOST", {"http_proxy": IT, "no_proxy": "localhost"}, False),
+        ("localhost", {"http_proxy": IT, "no_proxy": ".localhost"}, False),
+        ("localhost", {"http_proxy": IT, "no_proxy": "host,local,127.0.0.1,localhost."}, True),
+        ("localhost", {"http_proxy": IT, "no_proxy": "127.0.0.0/8"}, True),
+        ("::1", {"http_proxy": IT}, True),
+        ("::1", {"http_proxy": IT, "no_proxy": "::1"}, False),
+        ("::1", {"http_proxy": IT, "no_proxy": "::/64"}, False),
+        ("::1", {"http_proxy": IT, "no_proxy": "[::1],:1,0:0:0:0:0:0:0:1"}, True),
+        ("localhost.", {"http_proxy": IT}, True),
     ],
 )
-def test_the_proxy_is_the_one_that_grpc_takes(serve, monkeypatch, proxy, exempt, taken):
-    serve()
-    monkeypatch.setenv("http_proxy", proxy)
-    monkeypatch.setenv("no_proxy", exempt)
-    assert (connection.proxy_for("hospital") is not None) == taken
+def test_the_proxy_is_the_one_that_grpc_takes(real, monkeypatch, host, variables, taken):
+    proxy, port = real(), free_port()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(port=proxy.port))
+    knock(host, port)
+    assert bool(proxy.heard) == taken
+    found = connection.proxy_for(host)
+    assert (found and (found.host, found.port)) == (("127.0.0.1", proxy.port) if taken else None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "hint"),
+    [
+        ({}, ""),
+        ({"https_proxy": "proxy:3128"}, "; https_proxy is passed over, for it does not begin with http://"),
+        ({"http_proxy": "https://proxy:3128"}, "; http_proxy is passed over, for it does not begin with http://"),
+        ({"http_proxy": "", "HTTPS_PROXY": "http://proxy:3128"}, ""),
+        ({"http_proxy": "proxy:3128", "no_proxy": "hospital"}, ""),
+        pytest.param(
+            {"HTTPS_PROXY": "http://proxy:3128"},
+            "; gRPC reads https_proxy, not HTTPS_PROXY",
+            marks=pytest.mark.skipif(os.name == "nt", reason="variables have no case there"),
+        ),
+    ],
+)
+def test_a_proxy_that_grpc_passes_over_is_named_where_the_direct_way_fails(real, monkeypatch, variables, hint):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for error, line in [
+        (socket.gaierror(-2, "Name or service not known"), "no host named hospital is known here; check --server"),
+        (TimeoutError(), "no answer from hospital:8080; a firewall may be in the way"),
+        (OSError(113, "No route to host"), "no way to hospital:8080 (No route to host)"),
+    ]:
+
+        def probe(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(connection.socket, "create_connection", probe)
+        assert connection.out_of_reach("hospital", 8080) == line + hint
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, ".local"])
+@pytest.mark.parametrize("authority", [None, b""])
+def test_what_can_be_no_name_at_all_is_an_unknown_host(real, capsys, host, authority):
+    found = connection._explain(AWAY, host, 8080, authority)
+    assert found == f"no host named {host} is known here; check --server"
+
+
+def test_a_port_that_nobody_listens_at_is_said_by_a_real_connection(real, monkeypatch, capsys):
+    port = free_port()
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(connection, "keep_client_connection", lambda: None)
+    monkeypatch.setenv("no_grpc_proxy", "")
+    with pytest.raises(SystemExit):
+        take_part(session(), f"127.0.0.1:{port}", wait=0)
+    assert capsys.readouterr().err.endswith(f"error: no server at 127.0.0.1:{port} after 0 s{STARTED}\n")
+
+
+def test_a_message_over_the_limit_of_a_real_server_is_named_to_each_that_sends_one(real, monkeypatch, capsys):
+    question = ServerMessage()
+    question.get_properties_ins.config["ask"].string = "hello"
+    question.get_properties_ins.config["nonce"].string = "n"
+
+    def join(answers, context):
+        yield question.SerializeToString()
+        yield from answers
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(connection, "keep_client_connection", lambda: None)
+    monkeypatch.setenv("no_grpc_proxy", "")
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", 50)])
+    handlers = {"Join": grpc.stream_stream_rpc_method_handler(join)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("flwr.proto.FlowerService", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        for _ in range(2):
+            with pytest.raises(SystemExit) as end:
+                take_part(session(), f"127.0.0.1:{port}", wait=60)
+            assert end.value.code == 1
+            line = capsys.readouterr().err
+            assert "error: a message is larger than the server takes (" in line
+            assert line.endswith(" vs. 50)); raise the server's --max-message-mb\n")
+    finally:
+        server.stop(None).wait()

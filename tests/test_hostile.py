@@ -21,6 +21,7 @@ from helpers.processes import CLEAN, Federation, Process, wait_for
 from helpers.raw_connections import JOIN, RawConnection, hello, open_channel, properties
 
 MESSAGES = 10_000
+MOST_SENT = 2000  # megabytes; a sender that is held back stops far below, after 50 to 500, as the machine is busy
 CONNECTIONS = 1500  # of plain garbage, one message each
 LINUX = Path("/proc/self/status").exists()
 
@@ -190,7 +191,7 @@ def test_an_unverified_connection_that_never_stops_sending_is_held_back_and_fill
 
     def flood():
         nonlocal sent
-        while sent < 500:
+        while sent < MOST_SENT:
             sent += 1
             yield megabyte
 
@@ -200,8 +201,37 @@ def test_an_unverified_connection_that_never_stops_sending_is_held_back_and_fill
             with suppress(grpc.RpcError):
                 for _ in call:  # taken in without a word: all words are sent already
                     pass
-    assert 10 < sent < 500
-    assert memory.last["VmHWM"] < before + 250_000, "kB; unheld it would be all 500 MB"
+    assert 10 < sent < MOST_SENT
+    assert memory.last["VmHWM"] < before + 250_000, "kB; unheld it would be all that is sent"
+
+
+@pytest.mark.skipif(not LINUX, reason="reads /proc")
+def test_what_an_admitted_client_sends_unasked_stays_with_the_sender(federation):
+    """Its stream stays open, unlike that of a client that is refused: the server could read on without end."""
+    server = federation.server("--max-message-mb", 2)
+    server.says("waiting for 3 clients")
+    before, megabyte, sent = server.memory()["VmRSS"], hello(classes="x" * 1_000_000), 0
+
+    def flood():
+        nonlocal sent
+        yield hello()
+        yield properties(train_examples=100, test_examples=10, statistics="[2]")
+        while sent < 300:  # what fits into gRPC's buffers, and leaves the sender, is 5 to 20
+            sent += 1
+            yield megabyte
+
+    with closing(open_channel(federation.address)) as channel:
+        call = channel.stream_stream(JOIN)(flood(), timeout=60)
+        server.says("client 0 joined")
+        seen, since = sent, time.monotonic()
+        while sent < 300 and time.monotonic() - since < 3:  # until nothing has left for so long
+            if sent != seen:
+                seen, since = sent, time.monotonic()
+            time.sleep(0.02)
+        memory = server.memory()
+        call.cancel()
+    assert sent < 150
+    assert memory["VmHWM"] < before + 100_000, "kB; unheld it would be all that is sent"
 
 
 def test_a_thousand_senseless_clients_leave_no_senseless_place_and_an_admission_that_works():

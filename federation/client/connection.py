@@ -2,11 +2,14 @@
 
 import base64
 import os
+import re
 import socket
 import threading
 import time
-from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from federation.client.session import Session
 from federation.console import clean, fail, say
@@ -30,6 +33,19 @@ except ImportError:
 from flwr.compat.client.grpc_client.connection import grpc_connection
 
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # environment variables
+PROXY_PORT = 443  # gRPC's, where a proxy's address names none
+
+
+class Proxy(NamedTuple):
+    """A proxy as gRPC reads it from the environment; without a host where its address is a wrong one.
+
+    Never to be shown: login and address, whatever state they are in, hold a password.
+    """
+
+    variable: str
+    host: str
+    port: int
+    login: str
 
 
 def take_part(session: Session, address: str, *, wait: float, root_certificates: bytes | None = None) -> None:
@@ -98,58 +114,114 @@ def _explain(error: Exception, host: str, port: int, root_certificates: bytes | 
         words = f"a message is larger than the server takes ({clean(details, 100)})"
         fail(f"{words}; raise the server's --max-message-mb")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return f"the server at {host}:{port} has too many connections"
+        return f"the server at {_join(host, port)} has too many connections"
     if code == grpc.StatusCode.UNAVAILABLE:
-        mismatch = None if proxy_for(host) else tls_mismatch(host, port, root_certificates)
+        mismatch = None
+        if not proxy_for(host):
+            with suppress(UnicodeError):  # no name that a host can have
+                mismatch = tls_mismatch(host, port, root_certificates)
         if mismatch:
             fail(mismatch)
         return out_of_reach(host, port)
-    return f"the server at {host}:{port} ended the connection"
+    return f"the server at {_join(host, port)} ended the connection"
 
 
 def out_of_reach(host: str, port: int) -> str:
     """Why nobody answers there: an unknown name, a proxy in the way, nobody listening, or silence."""
-    proxy = proxy_for(host)
+    proxy, place = proxy_for(host), _join(host, port)
+    if proxy and not proxy.host:
+        return f"{proxy.variable} is no http://HOST:PORT (in a login, / ? # @ are %2F %3F %23 %40)"
     if proxy:
-        found = _try_proxy(proxy, host, port)
-        return f"the proxy {proxy.hostname}:{proxy.port} {found}; no_grpc_proxy={host} goes without it"
+        found = _try_proxy(proxy, place)
+        return f"the proxy {_join(proxy.host, proxy.port)} {found}; no_grpc_proxy={host} goes without it"
     try:
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
-    except socket.gaierror:
-        return f"no host named {host} is known here; check --server"
+    except (socket.gaierror, UnicodeError):
+        return f"no host named {host} is known here; check --server{_passed_over(host)}"
     except TimeoutError:
-        return f"no answer from {host}:{port}; a firewall may be in the way"
+        return f"no answer from {place}; a firewall may be in the way{_passed_over(host)}"
     except OSError as error:
         if not isinstance(error, ConnectionRefusedError):
-            return f"no way to {host}:{port} ({error.strerror})"
-    return f"no server at {host}:{port}"
+            return f"no way to {place} ({error.strerror}){_passed_over(host)}"
+    return f"no server at {place}"
 
 
-def proxy_for(host: str) -> SplitResult | None:
+def proxy_for(host: str) -> Proxy | None:
     """The proxy that gRPC takes for this host, if any; by the variables that it reads, in its order."""
-    address = next((os.environ[name] for name in PROXIES if os.environ.get(name)), "")
-    exempt = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112 (gRPC's own names)
-    if not address or any(name and (name == "*" or host.endswith(name)) for name in exempt.replace(" ", "").split(",")):
+    variable = _proxy_variable()
+    address = os.environ.get(variable, "").rstrip()
+    if not re.match("http://[^/?#]", address, re.IGNORECASE) or _is_exempt(host):
         return None
     try:
-        proxy = urlsplit(address if "://" in address else f"http://{address}")
-        return proxy if proxy.hostname and proxy.port else None
-    except ValueError:  # no number for a port
-        return None
+        url = urlsplit(address)
+        login, at, _ = url.netloc.rpartition("@")
+        if "@" in address and not at:  # a password with / ? or # in it: what seems the host is a part of the login
+            return Proxy(variable, "", 0, "")
+        return Proxy(variable, url.hostname or "", PROXY_PORT if url.port is None else url.port, login)
+    except ValueError:  # no number for a port, or half a bracket
+        return Proxy(variable, "", 0, "")
 
 
-def _try_proxy(proxy: SplitResult, host: str, port: int) -> str:
+def _proxy_variable() -> str:
+    """The one that gRPC goes by: the first that is set, be it empty, which means no proxy."""
+    return next((name for name in PROXIES if name in os.environ), "")
+
+
+def _is_exempt(host: str) -> bool:
+    """Whether gRPC goes to this host without a proxy: by its name, a domain that it is in, or a network."""
+    exempt = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC's own names)
+    for entry in exempt.split(","):
+        name = entry.strip().lower().removeprefix(".")
+        if name and f".{host.lower()}".endswith(f".{name}"):
+            return True
+        with suppress(ValueError):  # either of them is a name
+            if "/" in name and ip_address(host) in ip_network(name, strict=False):
+                return True
+    return False
+
+
+def _passed_over(host: str) -> str:
+    """A hint at a proxy that other programs would take, and gRPC doesn't."""
+    variable = _proxy_variable()
+    if _is_exempt(host):
+        return ""
+    if os.environ.get(variable):
+        return f"; {variable} is passed over, for it does not begin with http://"
+    other = next((name for name in PROXIES if name.upper() in os.environ), "")
+    return f"; gRPC reads {other}, not {other.upper()}" if other and not variable else ""
+
+
+def _try_proxy(proxy: Proxy, place: str) -> str:
     """What the proxy makes of a connection to the server."""
+    pair = base64.b64encode(unquote_to_bytes(os.fsencode(proxy.login))).decode()
+    login = f"Proxy-Authorization: Basic {pair}\r\n" if pair else ""
+    answer = b""
     try:
-        with socket.create_connection((proxy.hostname or "", proxy.port or 0), timeout=PROBE_SECONDS) as line:
-            login = ""
-            if proxy.username is not None:
-                pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
-                login = f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
-            line.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{login}\r\n".encode())
-            status = line.recv(64).decode("ascii", "replace").split()[1:2]
-    except OSError:
+        with (
+            socket.create_connection((proxy.host, proxy.port), timeout=PROBE_SECONDS) as line,
+            suppress(ConnectionError),  # it may hang up on us
+            line.makefile("rb") as answers,
+        ):
+            line.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{login}\r\n".encode())
+            answer = answers.readline(64)
+    except TimeoutError:
+        return "gives no answer"
+    except (OSError, UnicodeError):
         return "can't be reached"
-    if status == ["407"]:
+    found = re.match(rb"HTTP/\S+ +(\d{3})\b", answer)
+    if not found:
+        return "is no HTTP proxy by its answer" if answer else "hangs up without an answer"
+    status = found[1].decode()
+    if status == "407" and login:
+        return "does not take the login in its address"
+    if status == "407":
         return "wants a login; put it into the proxy's address: http://USER:PASSWORD@HOST:PORT"
-    return f"finds no server at {host}:{port}" + (f" (it answers {clean(status[0], 10)})" if status else "")
+    if status.startswith("2"):
+        return f"reaches {place}, where the connection breaks off; TLS must be on at both ends or at neither"
+    if status.startswith("4") and status != "404":
+        return f"refuses connections to {place} (it answers {status})"
+    return f"finds no server at {place} (it answers {status})"
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
