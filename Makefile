@@ -1,5 +1,6 @@
 # make demo                   a server and three clients, three rounds
 # make demo DATASET=FOLDER    the same on your own images
+# make demo TASK=FOLDER       the same with a model.py and data.py of your own, such as examples/tabular
 # make compare                the demo, then the same training without federation, and pictures of both (DATASET= as above)
 # make check                  what finds most mistakes within a minute: format, lint, types, and the tests within one process
 # make test                   format, lint, types, and all tests
@@ -9,7 +10,7 @@
 # ARGS="..." is passed on to the program or to pytest; PYTHON=python3.12 makes the environment; VENV=FOLDER is where it lies.
 PYTHON ?= python3
 VENV := .venv
-DATASET_FLAG = $(if $(DATASET),--dataset "$(DATASET)")
+DATASET_FLAG = $(if $(TASK),--task "$(TASK)") $(if $(DATASET),--dataset "$(DATASET)")
 RIGHT_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; this needs 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 IN_PROCESS = -m "not processes"
 

@@ -1,84 +1,92 @@
-"""One FedAvg client: trains on its own images, which never leave it, and exchanges weights over gRPC."""
+"""One FedAvg client: trains on its own examples, which never leave it, and exchanges weights over gRPC."""
 
 from federation.client.options import parse_args
 
 ARGS = parse_args(__doc__) if __name__ == "__main__" else None  # before torch: --help and wrong use answer at once
 
 import functools
+import json
 
-from federation.client import model_file
 from federation.client.compute import find_device, share_cores
 from federation.client.connection import take_part
 from federation.client.node_app import make_app
 from federation.client.session import Session, title
-from federation.client.summary import introduce, show_final_model
+from federation.client.summary import about, class_counts, introduce, show_final_model, summarise_task
 from federation.console import fail
-from federation.partition import shares
 from federation.process import end_on_sigterm, exit_now, keep_memory
 from federation.protocol import Assignment, load_secret
 from federation.security.tls import read_authority
+from federation.task import saved_model, weights
+from federation.task.task import DataError, Task, TaskError, open_task
 
 import numpy as np
-import torch
 from flwr.client import NumPyClient
 
-import model
-from data import INPUT_SHAPE, DataError, load, open_dataset
 
+class TaskClient(NumPyClient):
+    """A network, this client's examples, and Flower's four functions."""
 
-class CifarClient(NumPyClient):
-    """A network, this client's images, and Flower's four functions."""
-
-    input_shape = INPUT_SHAPE
-
-    def __init__(self, dataset, assignment: Assignment, device: str = "cpu") -> None:
-        recipe, partition, self.dataset = assignment.recipe, assignment.partition, dataset
+    def __init__(self, task: Task, dataset, assignment: Assignment, device: str = "cpu") -> None:
+        self.task, self.dataset, self.partition = task, dataset, assignment.partition
+        self.recipe = task.complete(assignment.recipe)
         if assignment.classes:
-            dataset.adopt(list(assignment.classes))
-        labels, test_labels = (dataset.labels(split, recipe.seed) for split in ("train", "test"))
-        split = recipe.partitioner, recipe.alpha, recipe.seed
-        train, test = shares(labels, test_labels, assignment.num_partitions, *split)
-        self.recipe, self.partition = recipe, partition
-        self.train_rows, self.test_rows = train[partition], test[partition]
+            task.adopt(dataset, list(assignment.classes))
+        self.schema = task.schema(dataset)
+        self.input_shape = self.schema.get("input_shape", [])
+        self.data_sizes = [task.size(dataset, split, self.recipe.seed) for split in ("train", "test")]
+        train, test = task.shares(dataset, self.recipe, assignment.num_partitions)
+        self.train_rows, self.test_rows = train[self.partition], test[self.partition]
         self.num_train, self.num_test = len(self.train_rows), len(self.test_rows)
-        self.classes = dataset.classes
-        self.class_counts = np.bincount(labels[self.train_rows], minlength=len(self.classes)).tolist()
-        self.network = model.build(recipe.model, len(self.classes), recipe.seed).to(device)
-        self.buffer_positions = model.buffer_positions(self.network)
+        self.network = weights.keep_frozen(task.build(self.schema, self.recipe)).to(device)
+        self.buffer_positions = weights.buffer_positions(self.network)
+        if assignment.statistics:
+            self.scale(json.loads(assignment.statistics))
+        self.task_summary, self.class_counts = summarise_task(self), class_counts(self)
 
     # Read when first needed: Flower's engines make a client anew for every message, and few need both.
 
     @functools.cached_property
-    def train_set(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return load(self.dataset, "train", self.train_rows, self.recipe.seed)
+    def train_set(self):
+        return self.task.load(self.dataset, "train", self.train_rows, self.recipe.seed)
 
     @functools.cached_property
-    def test_set(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return load(self.dataset, "test", self.test_rows, self.recipe.seed)
+    def test_set(self):
+        return self.task.load(self.dataset, "test", self.test_rows, self.recipe.seed)
+
+    def column_sums(self, means: dict[str, float]) -> dict[str, tuple[int, float]]:
+        return self.task.column_sums(self.dataset, self.train_rows, self.recipe.seed, means)
+
+    def scale(self, statistics: dict[str, list[float]]) -> None:
+        """Scale the data by statistics over all clients; what was read before is read again."""
+        self.task.data.scale(self.dataset, statistics)
+        self.statistics = statistics
+        self.__dict__.pop("train_set", None), self.__dict__.pop("test_set", None)
 
     def get_parameters(self, config: dict) -> list[np.ndarray]:
-        return model.get_weights(self.network)
+        """What travels; with "frozen" in config, what doesn't, which is asked for once."""
+        if "frozen" in config:
+            return list(weights.frozen_weights(self.network).values())
+        return weights.get_weights(self.network, copy="in_pieces" not in config)
 
     def set_parameters(self, parameters: list[np.ndarray]) -> None:
-        model.set_weights(self.network, parameters)
+        weights.set_weights(self.network, parameters)
 
     def fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
-        """Train on this client's images, starting from the global model."""
+        """Train on this client's examples, starting from the global model."""
         self.set_parameters(parameters)
         span = (config["start"], config["end"]) if "start" in config else None  # of the run, where the server says so
-        metrics = model.train_round(
-            self.network, *self.train_set, self.recipe, self.partition, config["server_round"], span, title(config)
-        )
-        return self.get_parameters({}), self.num_train, metrics
+        part = self.recipe.part(self.partition, config["server_round"], title(config), span)
+        metrics = self.task.train_round(self.network, self.train_set, self.recipe, part)
+        return self.get_parameters(config), self.num_train, metrics
 
     def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
-        """Score the global model on this client's test images."""
+        """Score the global model on this client's test examples."""
         self.set_parameters(parameters)
-        metrics = model.evaluate(self.network, *self.test_set)
+        metrics = self.task.evaluate(self.network, self.test_set, self.recipe)
         return metrics.pop("loss"), self.num_test, metrics
 
 
-app = make_app(CifarClient, open_dataset)  # for `flwr run`; the rest is for `python client.py`
+app = make_app(TaskClient)  # for `flwr run`; the rest is for `python client.py`
 
 
 def main(args) -> None:
@@ -87,32 +95,32 @@ def main(args) -> None:
     secret = load_secret(args.secret_file)  # before the data, which may take a while to come
     certificates = read_authority(args.ca_certificate)
     device = find_device(args.device)
-    dataset = open_dataset(args.dataset, args.data_dir, args.skip_damaged)
+    task = open_task(args.task)
+    dataset = task.open_dataset(args.dataset or task.default_dataset, args.data_dir, args.skip_damaged)
 
-    def open_client(assignment: Assignment) -> CifarClient:
-        client = CifarClient(dataset, assignment, device)
+    def open_client(assignment: Assignment) -> TaskClient:
+        client = TaskClient(task, dataset, assignment, device)
         client.train_set, client.test_set  # noqa: B018 (read now: the first round shall not wait for the disk)
         introduce(client, assignment)
         return client
 
     session = Session(
         open_client,
-        dataset.classes,
+        task.schema(dataset).get("classes", []),
         secret=secret,
         wanted_partition=args.partition_id,
         slowdown=args.slowdown,
         share_cores=functools.partial(share_cores, args.threads),
     )
     take_part(session, args.server, wait=args.wait, root_certificates=certificates)
-    client = session.client
     if args.save:
-        model_file.save(args.save, client.network, client.recipe.model, client.classes, INPUT_SHAPE)
-    show_final_model(session, args.save, lambda images: model.predict(client.network, images))
+        saved_model.save(args.save, session.client.network, about(session.client))
+    show_final_model(session, args.save)
 
 
 if __name__ == "__main__":
     try:
         main(ARGS)
         exit_now(0)
-    except (DataError, model_file.ModelFileError) as error:
+    except (DataError, TaskError, saved_model.ModelFileError) as error:
         fail(str(error))

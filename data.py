@@ -1,19 +1,20 @@
-"""Images in memory: CIFAR-10, a folder of image files, or generated shapes. Replace this file for your own data.
+"""Images in memory: CIFAR-10, a folder of image files, or generated shapes.
 
-A data set has class names, labels(split, seed) for all its examples, and images(split, indices, seed)
-that reads only those. Splits are "train" and "test"; images are (n, 3, 32, 32) uint8, labels (n,) int64.
+A data set has class names, labels(split, seed) for all its examples, and images(split, indices, seed) that reads only
+those. Splits are "train" and "test"; images are (n, 3, SIDE, SIDE) uint8, labels (n,) int64. The functions at the end
+are what a task's data.py must have: docs/own-federation.md.
 """
 
 from pathlib import Path
 
-from federation.client import image_files
-from federation.client.cifar10 import load_cifar10
-from federation.client.image_files import DataError
 from federation.console import say
+from federation.task import image_files
+from federation.task.cifar10 import load_cifar10
+from federation.task.task import DataError
 
 import numpy as np
 
-SIDE = 32  # pixels
+SIDE = 32  # pixels; the one place for the images' size
 INPUT_SHAPE = [3, SIDE, SIDE]
 
 
@@ -103,8 +104,8 @@ class Synthetic:
         """All of the split is drawn, so that an image doesn't depend on which others are asked for."""
         rng = np.random.default_rng([seed, split == "test"])
         n = self.sizes[split]
-        x0, y0 = rng.uniform(11, 21, (2, n, 1, 1)).astype(np.float32)
-        radius = rng.uniform(6, 10, (n, 1, 1)).astype(np.float32)
+        x0, y0 = (rng.uniform(11, 21, (2, n, 1, 1)) * (SIDE / 32)).astype(np.float32)
+        radius = (rng.uniform(6, 10, (n, 1, 1)) * (SIDE / 32)).astype(np.float32)
         paper, ink = rng.uniform(0, 255, (2, n, 3, 1, 1)).astype(np.float32)
         noise = rng.standard_normal((n, 1, SIDE, SIDE), np.float32) * self.noise
         pixels = np.arange(SIDE, dtype=np.float32)
@@ -133,28 +134,48 @@ def _shapes(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def read_image(path: str) -> np.ndarray:
-    """Any image file as (3, 32, 32) uint8. Raises DataError with the path where it is none."""
-    return image_files.read_image(path, SIDE)
+# What a task's data.py has
+
+DATASET = "cifar10"  # without --dataset
+FALLBACK = "synthetic"  # for a demo where that can't be had
 
 
-def load(dataset, split: str, indices: np.ndarray, seed: int):  # -> tuple[torch.Tensor, torch.Tensor]
-    """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of these examples, as the network takes them."""
-    import torch  # only here: who only lists a data set does without
-
-    labels = dataset.labels(split, seed)[indices]
-    return torch.from_numpy(dataset.images(split, indices, seed)), torch.from_numpy(labels)
-
-
-def open_dataset(name: str, data_dir: str, skip_damaged: bool = False) -> "Folder | Cifar10 | Synthetic":
+def open_dataset(source: str, data_dir: str = "data", skip_damaged: bool = False) -> Folder | Cifar10 | Synthetic:
     """The data set of --dataset: cifar10, synthetic, or a folder's path. Raises DataError where it can't be had."""
-    if name == "synthetic":
+    if source == "synthetic":
         return Synthetic()
-    if name == "cifar10":
+    if source == "cifar10":
         return Cifar10(data_dir)
-    if not Path(name).exists():
-        raise DataError(f"--dataset {name!r} is neither cifar10, nor synthetic, nor a folder that exists")
+    if not Path(source).exists():
+        raise DataError(f"--dataset {source!r} is neither cifar10, nor synthetic, nor a folder that exists")
     try:
-        return Folder(name, skip_damaged)
+        return Folder(source, skip_damaged)
     except OSError as error:
         raise DataError(f"{error.filename} can't be read ({error.strerror}); give this user the right to") from None
+
+
+def schema(dataset) -> dict:
+    return {"classes": dataset.classes, "input_shape": INPUT_SHAPE}
+
+
+def labels(dataset, split: str, seed: int) -> np.ndarray:
+    return dataset.labels(split, seed)
+
+
+def adopt(dataset, classes: list[str]) -> None:
+    dataset.adopt(classes)
+
+
+def load(dataset, split: str, rows: np.ndarray, seed: int):  # -> tuple[torch.Tensor, torch.Tensor]
+    """Images (n, 3, SIDE, SIDE) uint8 and labels (n,) int64 of these examples, as the network takes them."""
+    import torch  # only here: who only lists a data set does without
+
+    known = dataset.labels(split, seed)[rows]
+    return torch.from_numpy(dataset.images(split, rows, seed)), torch.from_numpy(known)
+
+
+def read_example(path: str, schema: dict):  # -> tuple[torch.Tensor, torch.Tensor]
+    """Any image file as one example, with no label to speak of. Raises DataError with the path where it is none."""
+    import torch
+
+    return torch.from_numpy(image_files.read_image(path, SIDE).copy())[None], torch.zeros(1, dtype=torch.int64)

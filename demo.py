@@ -17,8 +17,7 @@ from federation.protocol import presence
 from federation.results.history import History
 from federation.results.run_folder import new_run_dir
 from federation.results.tables import table
-
-from data import DataError, open_dataset
+from federation.task.task import DataError, Task, TaskError, open_task
 
 EXAMPLES = """\
 examples:
@@ -26,6 +25,7 @@ examples:
   python demo.py --dataset my-images --clients 5
   python demo.py --compare -- --partitioner dirichlet --alpha 0.1
 """
+LEARNED_NOTHING = "accuracy means nothing for CIFAR-10"
 COLOURS = [36, 32, 33, 35, 34, 31]  # ANSI: the server's, then the clients'
 
 
@@ -100,21 +100,27 @@ class Processes:
             say(f"{label} {line.rstrip()}")
 
 
-def choose_dataset(name: str | None, data_dir: str) -> str:
-    """The data set to run on: the one asked for, or CIFAR-10, or, loudly, generated images where it can't be had."""
+def choose_dataset(task: Task, name: str | None, args: argparse.Namespace) -> str:
+    """The data set to run on: the one asked for, or the task's, or, loudly, its FALLBACK where that can't be had."""
+    wanted, fallback = name or task.default_dataset, getattr(task.data, "FALLBACK", None)
     try:
-        open_dataset(name or "cifar10", data_dir)
-        return name or "cifar10"
+        task.open_dataset(wanted, args.data_dir, args.skip_damaged)
+        return wanted
     except DataError as error:
-        if name:
+        if name or fallback is None:
             fail(str(error))
         stars = "*" * 78
         print(
-            f"{stars}\n{error}.\n\nGoing on with GENERATED images (--dataset synthetic). "
-            f"Their accuracy means nothing for CIFAR-10.\n{stars}",
+            f"{stars}\n{error}.\n\nGoing on with GENERATED examples (--dataset {fallback}). "
+            f"Their {LEARNED_NOTHING}.\n{stars}",
             flush=True,
         )
-        return "synthetic"
+        return fallback
+
+
+def _whole(dataset: str) -> str:
+    """A name as it is, a path whole."""
+    return str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
 
 
 def free_port() -> int:
@@ -125,14 +131,18 @@ def free_port() -> int:
 
 def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(__doc__, usage="%(prog)s [options] [-- options of server.py]", epilog=EXAMPLES)
-    parser.add_argument("--clients", type=int, default=3, metavar="N", help="how many")
+    parser.add_argument("--clients", type=int, metavar="N", help="how many (default: 3, or one for each data set)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="server rounds")
-    add_data_flags(parser)
-    parser.set_defaults(dataset=None)  # which then may become synthetic
+    add_data_flags(parser, several=True)
     parser.add_argument("--compare", action="store_true", help="then train without federation too, and compare")
     parser.add_argument("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     own, server = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parser.parse_args(own)
+    if len(args.dataset or []) > 1:
+        if args.clients not in (None, len(args.dataset)):
+            parser.error(f"--clients {args.clients} with {len(args.dataset)} data sets; leave it out, or give one set")
+        args.clients = len(args.dataset)
+    args.clients = 3 if args.clients is None else args.clients
     for flag in ("clients", "rounds"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be at least 1, got {getattr(args, flag)}")
@@ -149,12 +159,19 @@ def interrupt(processes: Processes, number: int) -> NoReturn:
 def main() -> int:
     args, server_options = parse_args(sys.argv[1:])
     began = time.monotonic()
-    dataset = str(Path(choose_dataset(args.dataset, args.data_dir)))
-    if Path(dataset).is_dir():
-        dataset = str(Path(dataset).resolve())  # the processes run in the project's folder
+    try:
+        task = open_task(args.task, only_data=True)
+    except TaskError as error:
+        fail(str(error))
+    # The processes run in the project's folder, so that paths must be whole.
+    datasets = [_whole(choose_dataset(task, name, args)) for name in args.dataset or [None]]
+    if len(datasets) > 1:
+        server_options = ["--partitioner", "local", *server_options]
     address = f"127.0.0.1:{free_port()}"
     run_dir = (Path(args.run_dir) if args.run_dir else new_run_dir()).resolve()
-    data_dir = ["--data-dir", str(Path(args.data_dir).resolve()), *(["--skip-damaged"] if args.skip_damaged else [])]
+    own = ["--task", str(task.folder)] if args.task else []
+    data_dir = [*own, "--data-dir", str(Path(args.data_dir).resolve())]
+    data_dir += ["--skip-damaged"] if args.skip_damaged else []
     processes = Processes()
     for each in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(each) is not signal.SIG_IGN:
@@ -165,7 +182,7 @@ def main() -> int:
             "server", ["server.py", "--address", address, "--run-dir", str(run_dir), *counts, *server_options]
         )
         for number in range(args.clients):
-            where = ["--server", address, "--dataset", dataset, *data_dir]
+            where = ["--server", address, "--dataset", datasets[number % len(datasets)], *data_dir]
             # Clients get partitions by themselves; asked for, the numbers on the screen agree.
             processes.start(f"client {number}", ["client.py", *where, "--partition-id", str(number), "--wait", "60"])
         codes = processes.wait()
@@ -177,13 +194,13 @@ def main() -> int:
         print(f"demo: {ended}", file=sys.stderr)
         return 2 if codes["server"] == 2 else 1
     history = History.from_json((run_dir / "history.json").read_text())
-    print(f"\n{table(history.rounds)}\n")
-    if dataset == "synthetic":
-        print("These are generated images: their accuracy means nothing for CIFAR-10.")
+    print(f"\n{table(history)}\n")
+    if not args.task and datasets == ["synthetic"]:
+        print(f"These are generated images: their {LEARNED_NOTHING}.")
     print(f"picture: {run_dir / 'accuracy.png'}\npage: {run_dir / 'report.html'}")
-    about = ["--run", str(run_dir), "--dataset", dataset, *data_dir]
-    follow = [["evaluate.py", *about], ["baseline.py", *about]]
-    if not args.compare:
+    about = ["--run", str(run_dir), "--dataset", datasets[0], *data_dir]
+    follow = [["evaluate.py", *about], ["baseline.py", *about]] if len(datasets) == 1 else []
+    if follow and not args.compare:
         print("next, its predictions, and what it would have been without federation:")
         print("\n".join("  " + command_line("python", *command) for command in follow))
     for command in follow if args.compare else []:

@@ -1,15 +1,16 @@
-"""The network: how it is built, trained and evaluated. Replace this file for your own.
+"""The network: how it is built, trained and evaluated; docs/own-federation.md says how to bring your own.
 
-Images are (n, 3, 32, 32) uint8 tensors throughout; they become floats one batch at a time.
+Examples are images, (n, 3, 32, 32) uint8, and labels, (n,) int64; images become floats one batch at a time.
 """
 
 import math
 from typing import Any
 
-from federation.client.weights import buffer_positions, get_weights, set_weights
-from federation.config import Recipe
-from federation.console import say
+from federation.config import ACCURACY, Part, Recipe
+from federation.console import PublicError, say
+from federation.task.classification import show
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,8 +20,14 @@ from tqdm import tqdm
 MEAN = (125.3, 123.0, 113.9)  # of CIFAR-10's training pixels, per colour
 STD = (63.0, 62.1, 66.7)
 WARM_UP = 0.2  # of the whole run: the rate climbs from 0, then falls to 0 in a straight line
-SMALL_UNTIL, SMALL = 1 / 3, 24  # the first third of the run sees images shrunk to 24x24: 45 % less work
-SMOOTHING = 0.1  # of the labels
+SMALL_UNTIL, SMALL = 1 / 3, 3 / 4  # the first third of the run sees images of 24x24 for 32x32: 45 % less work
+METRICS = [ACCURACY]  # the first is the main one; the loss is shown too, and whatever evaluate() returns
+# What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
+ADDED = {"label_smoothing": 0.1, "logit_adjustment": True}
+MODELS = {  # each network's own defaults
+    "cnn": {"batch_size": 64, "learning_rate": 0.15, **ADDED},
+    "lenet": {"batch_size": 32, "learning_rate": 0.02, **ADDED},
+}
 SGD: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "dampening": 0.0, "maximize": False}
 
 
@@ -85,11 +92,11 @@ class LeNet(nn.Sequential):
 NETWORKS = {"cnn": Cnn, "lenet": LeNet}
 
 
-def build(name: str, num_classes: int, seed: int) -> nn.Module:
-    """The seed alone decides the weights; the global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return NETWORKS[name](num_classes)
+def build(schema: dict, recipe: Recipe) -> nn.Module:
+    """The untrained network; PyTorch's random state is the seed's when this is called."""
+    if recipe.model == "lenet" and schema.get("input_shape", [3, 32, 32]) != [3, 32, 32]:
+        raise PublicError(f"lenet takes 32x32 images, data.py makes {schema['input_shape']}; set SIDE, or use cnn")
+    return NETWORKS[recipe.model](len(schema["classes"]))
 
 
 def rate_at(t: float) -> float:
@@ -105,28 +112,20 @@ def to_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def train_round(
-    network: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    recipe: Recipe,
-    partition: int,
-    server_round: int,
-    span: tuple[float, float] | None = None,
-    title: str = "",
+    network: nn.Module, examples: tuple[torch.Tensor, torch.Tensor], recipe: Recipe, part: Part
 ) -> dict[str, float]:
     """One client's local training in one server round, in place; returns its metrics, by names that begin with train_.
 
-    span: start and end of this training as fractions of the whole run, for the learning rate's schedule; default:
-    this round's. title: of the progress bar. The loss is the one trained on, smoothed and adjusted (see priors).
+    The loss is the one trained on, smoothed and adjusted (see priors).
     """
-    start, end = span or ((server_round - 1) / recipe.rounds, server_round / recipe.rounds)
+    images, labels = examples
     parameters: list[torch.Tensor] = [each for each in network.parameters() if each.requires_grad]  # frozen ones stay
     if not parameters:
         say("all layers of the network are frozen: there is nothing to train")
-        return {"train_loss": evaluate(network, images, labels)["loss"]}
+        return {"train_loss": evaluate(network, examples, recipe)["loss"]}
     device = parameters[0].device
     network.train()
-    generator = torch.Generator().manual_seed(recipe.round_seed(partition, server_round))
+    generator = torch.Generator().manual_seed(part.seed)
     orders = [torch.randperm(len(images), generator=generator) for _ in range(recipe.local_epochs)]
     batches = [batch for order in orders for batch in order.split(max(recipe.batch_size, 2))]
     if len(images) > 1:
@@ -137,14 +136,14 @@ def train_round(
     start_weights = [each.detach().clone() for each in parameters] if recipe.proximal_mu else []
     log_prior = targets = torch.empty(0)
     total, seen = 0.0, 0
-    for done, batch in enumerate(tqdm(batches, title, unit=" batches", leave=False, disable=None)):
-        t = start + (end - start) * (done + 0.5) / len(batches)
+    for done, batch in enumerate(tqdm(batches, part.title, unit=" batches", leave=False, disable=None)):
+        t = part.start + (part.end - part.start) * (done + 0.5) / len(batches)
         x = to_input(images[batch], device)
-        if t < SMALL_UNTIL and getattr(network, "any_size", False):
-            x = F.interpolate(x, size=SMALL, mode="area")
+        if t < SMALL_UNTIL and x.shape[-1] > 16 and getattr(network, "any_size", False):
+            x = F.interpolate(x, size=int(x.shape[-1] * SMALL), mode="area")
         logits = logits_of(network, x)
         if not done:
-            log_prior, targets = priors(labels, logits.shape[1], device)
+            log_prior, targets = priors(labels, logits.shape[1], recipe, device)
         loss = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
         gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
         used = [i for i, gradient in enumerate(gradients) if gradient is not None]  # forward may skip a layer
@@ -161,16 +160,20 @@ def train_round(
     return {"train_loss": total / max(seen, 1)}
 
 
-def priors(labels: torch.Tensor, num_classes: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def priors(
+    labels: torch.Tensor, num_classes: int, recipe: Recipe, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The log of this client's class frequencies, (classes,), and smoothed targets, a row a class.
 
     Added to the logits, this stops the network from learning how frequent each class is at this client, and from
     forgetting those that it lacks. Logit adjustment, Menon et al. 2021, arXiv:2007.07314; for federations Zhang
     et al. 2022, arXiv:2209.00189. An even mix: no effect.
     """
+    smoothing = recipe.own["label_smoothing"]
     prior = torch.bincount(labels, minlength=num_classes).float() + 0.01
     prior = (prior / prior.sum()).to(device)
-    return prior.log(), (1 - SMOOTHING) * torch.eye(num_classes, device=device) + SMOOTHING * prior
+    log_prior = prior.log() if recipe.own["logit_adjustment"] else torch.zeros_like(prior)
+    return log_prior, (1 - smoothing) * torch.eye(num_classes, device=device) + smoothing * prior
 
 
 def logits_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -180,8 +183,9 @@ def logits_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def evaluate(network: nn.Module, examples: tuple[torch.Tensor, torch.Tensor], recipe: Recipe) -> dict[str, float]:
     """Means over these examples, by name: "loss", "accuracy" and whatever you add are shown wherever a run is."""
+    images, labels = examples
     device = next(network.parameters()).device
     network.eval()
     loss, right = 0.0, 0
@@ -193,8 +197,14 @@ def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Probabilities (n, classes) on the CPU."""
+def predict(network: nn.Module, examples: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Probabilities (n, classes) on the CPU; the labels are not looked at."""
     device = next(network.parameters()).device
     network.eval()
-    return torch.cat([logits_of(network, to_input(batch, device)).softmax(1).cpu() for batch in images.split(500)])
+    batches = examples[0].split(500)
+    return torch.cat([logits_of(network, to_input(batch, device)).softmax(1).cpu() for batch in batches])
+
+
+def pictures(examples: tuple[torch.Tensor, torch.Tensor]) -> np.ndarray:
+    """Images (n, 3, height, width) uint8, for evaluate.py --show-images."""
+    return examples[0].numpy()

@@ -87,6 +87,7 @@ PARTITIONERS: dict[str, Callable[..., list[np.ndarray]]] = {
     "quantity-skew": quantity_skew_partition,
     "local": local_partition,
 }
+BY_LABEL = ("dirichlet", "shards")  # sort the examples by their classes
 OLD_NAMES = {"sizes": "quantity-skew", "whole": "local"}
 
 
@@ -97,7 +98,7 @@ def partition(partitioner: str, labels: np.ndarray, num_partitions: int, seed: i
     """
     if len(labels) < 2 * num_partitions and partitioner != "local":
         raise PublicError(
-            f"{len(labels)} images are too few for {num_partitions} clients; give more images, or lower --clients"
+            f"{len(labels)} examples are too few for {num_partitions} clients; give more, or lower --clients"
         )
     options = {"alpha": alpha} if partitioner == "dirichlet" else {}
     return PARTITIONERS[partitioner](labels, num_partitions, seed, **options)

@@ -24,7 +24,11 @@ def federation(tmp_path: Path):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start processes: those that take seconds, and that -m "not processes" leaves out."""
+    """Mark the tests that start processes: those that take seconds, and that -m "not processes" leaves out.
+
+    The file that takes longest comes first: begun last, it would leave the other worker with nothing to do.
+    """
+    items.sort(key=lambda item: item.path.stem != "test_engines")
     for item in items:
         fixtures = [each.func for found in item._fixtureinfo.name2fixturedefs.values() for each in found]
         if any(_starts_processes(thing, set()) for thing in [item.function, *fixtures]):

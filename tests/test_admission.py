@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 from federation.config import Recipe
+from federation.protocol import DataSummary
 from federation.server import admission
 from federation.server.admission import MOST_UNVERIFIED
 from federation.server.options import parse_args
@@ -292,11 +293,20 @@ def test_a_class_is_the_same_however_its_letters_are_composed(name):
 
 
 def test_from_the_first_round_on_classes_and_buffers_are_fixed(fake):
-    fake.admission.begin(["cat", "dog"], [2])
+    fake.admission.begin(["cat", "dog"], DataSummary(0, 0, [2], [], [], 0))
     assert fake.joins(classes='["cow"]').told["kind"] == "refused"
     assert "measures other arrays" in fake.joins(summary={"statistics": "[0, 1, 2]"}).told["words"]
     assert fake.admission.buffer_positions == [2]
     assert fake.admitted(fake.joins())
+
+
+def test_a_task_without_classes_has_none_at_any_client(fake):
+    fake.joins(classes="[]")
+    fake.joins(classes="[]")
+    assert fake.joins().told["words"] == "its classes [cat, dog] are not the federation's []"
+    assert fake.admitted(fake.joins(classes="[]"))
+    assert fake.admission.agree_on_classes() == []
+    assert fake.admission.classes == []
 
 
 def test_long_lists_of_classes_are_cut_but_the_odd_one_is_named(fake):
@@ -316,7 +326,6 @@ SENSELESS_HELLOS = [
     {"classes": json.dumps(["x" * 2000])},
     {"classes": json.dumps(["x"] * 10_001)},
     {"classes": json.dumps(["x" * 900] * 5000)},
-    {"classes": "[]"},
     {"classes": b"[]"},
     {"instance": ""},
     {"instance": "x" * 65},

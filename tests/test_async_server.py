@@ -1,9 +1,12 @@
 """The asynchronous mode on a clock of our own: what comes when can be worked out by hand, and takes no time."""
 
+import json
 import math
+from dataclasses import replace
 
 from federation.aggregation.fedbuff import TrainingJob, replay
 from federation.aggregation.validation import Update
+from federation.results.history import VersionRecord, read_record
 from federation.results.observers import Observers
 
 import numpy as np
@@ -189,22 +192,190 @@ def test_a_client_that_lost_its_connection_trains_the_same_again(make):
     assert shaky.evaluated[:2] == [0, 0], "a new connection is asked to evaluate the model, too"
 
 
+# Bad versions
+
+
+def harmful(*numbers: int):
+    """An update with which nobody can evaluate the model, in the trainings of these numbers; in all where none is."""
+    return lambda n, w, e, m: ([w[0], w[1] - 3, w[2]] if n in numbers or not numbers else w, e, m)
+
+
+def made(server) -> list[tuple[int | None, bool, list[int]]]:
+    """Of each version what it was made from, whether it is taken back, and whose updates are in it."""
+    return [
+        (record.made_from, record.taken_back, [each["partition"] for each in record.updates])
+        for record in server.history.rounds
+    ]
+
+
+def test_a_version_that_most_cant_evaluate_is_made_again_without_the_update_that_is_to_blame(make, capsys):
+    server, _ = make(Learner(), Learner(fit=harmful(1)), Learner(), rounds=1, buffer_size=3)
+    server.federate()
+    assert server.exit_code == 0
+    # In place of version 1 there is one without client 1, two thirds of a step; one more update is trained then.
+    assert made(server) == [(None, False, []), (None, True, [0, 1, 2]), (0, False, [0, 2]), (None, False, [0])]
+    assert server.weights[0] == pytest.approx(1)
+    assert server.weights[1] == pytest.approx((2 / 3 * 0.5 + 1 / 3) * (2 / 3 + 1 / 3 * 0.5))
+    ((number, partition, reason),) = reasons(server)
+    assert (number, partition) == (1, 1)
+    assert reason.startswith("with its update most clients can't evaluate the model; its step is ")
+    assert [each.strikes for each in server.clients.ready()] == [0, 1, 0]
+    words = "version 1: most clients can't evaluate it; looking for the update that is to blame\n"
+    assert capsys.readouterr().out.count(words) == 1
+
+
+def test_the_updates_of_a_version_that_is_taken_back_do_not_count_and_it_has_no_scores(make):
+    server, _ = make(Learner(), Learner(fit=harmful(1)), Learner(), rounds=1, buffer_size=3)
+    server.federate()
+    for history in (server.history, server.folder.load_history()):
+        untrained, bad, trial, last = history.rounds
+        assert (bad.main(), bad.clients, bad.by_client.get("accuracy")) == (None, 0, None)
+        assert (trial.clients, trial.bytes_received, last.clients) == (2, 0, 1)
+        assert [record.rounds_worth for record in (untrained, trial, last)] == [0, 2 / 3, 1]
+        assert [record.main() for record in history.by_round()] == pytest.approx([0, 1])
+
+
+def test_a_client_whose_every_update_is_harmful_loses_its_place_and_the_others_go_on(make):
+    server, _ = make(Learner(), Learner(), Learner(fit=harmful()), rounds=4, buffer_size=3)
+    server.federate()
+    assert server.exit_code == 0
+    assert list(server.clients.dropped) == [2]
+    assert [partition for _, partition, _ in reasons(server)] == [2, 2, 2]
+    assert [each.strikes for each in server.clients.ready()] == [0, 0]
+    counted = [each for record in server.history.rounds if not record.taken_back for each in record.updates]
+    assert [each["partition"] for each in counted] == [0, 1] * 6
+    assert (server.weights[1] > 0).all()
+
+
+def test_where_no_single_update_is_to_blame_the_model_stays_and_nobody_is(make, capsys):
+    bad = [Learner(fit=harmful(1)), Learner(fit=harmful(1))]
+    server, _ = make(Learner(), *bad, rounds=1, buffer_size=3)
+    server.federate()
+    assert server.exit_code == 0
+    assert made(server)[1:] == [
+        (None, True, [0, 1, 2]),
+        *((0, True, pair) for pair in ([1, 2], [0, 2], [0, 1])),
+        (0, False, []),
+        (None, False, [0, 1, 2]),
+    ]
+    assert reasons(server) == []
+    assert [each.strikes for each in server.clients.ready()] == [0, 0, 0]
+    assert "version 1: no single update is to blame; the model is version 0 again\n" in capsys.readouterr().out
+    assert server.weights[0].tolist() == [1, 1]
+
+
+def test_of_two_clients_none_is_blamed_but_the_bad_version_is_taken_back(make, capsys):
+    server, _ = make(Learner(), Learner(fit=harmful(1)), rounds=1)
+    server.federate()
+    assert server.exit_code == 0
+    assert made(server)[1:] == [(None, True, [0, 1]), (0, False, []), (None, False, [0, 1])]
+    assert reasons(server) == []
+    assert "version 1: most clients can't evaluate it; it is taken back\n" in capsys.readouterr().out
+
+
+def test_a_run_in_which_no_new_version_is_good_ends(make, capsys):
+    server, _ = make(Learner(fit=harmful()), Learner(fit=harmful()), rounds=2)
+    server.federate()
+    assert server.exit_code == 1
+    said = capsys.readouterr().out
+    assert "error: most clients could not evaluate a new version 5 times in a row; look at what the clients" in said
+    assert "--resume" not in said
+
+
+def test_nobody_trains_on_a_version_that_it_cant_evaluate_before_that_is_known_to_be_good(make):
+    """Client 0 says that it can evaluate its own bad version. Client 1 can't, and waits for client 2 to say so too."""
+    liar = Learner(fit=harmful(1), evaluate=lambda n, loss, e, m: (1.0, e, m))
+    honest, slow = Learner(), Learner(seconds=3.5)
+    server, clock = make(liar, honest, slow, rounds=3)
+    trained = []
+    clock.at(3.4, lambda: trained.append((list(liar.fitted), list(honest.fitted))))
+    server.federate()
+    assert server.exit_code == 0
+    assert trained == [([1, 2, 3, 4], [1])]
+    assert honest.evaluated[:3] == [0, 1, 2]
+    # Versions 1 and 2 are taken back. What client 0 made of version 1 is in no trial; without it alone, as in version
+    # 3, the model is as bad; version 4 is without client 0.
+    assert made(server)[1:5] == [(None, True, [0, 1]), (None, True, [0, 0]), (0, True, [0, 1]), (0, False, [1])]
+    assert reasons(server)[0][:2] == (2, 0)
+    assert len(server.clients.ready()) == 3
+    assert sum(len(updates) for _, taken_back, updates in made(server) if not taken_back) == 9
+
+
+def test_what_was_trained_from_a_version_that_is_taken_back_does_not_count_and_costs_no_strike(make):
+    """Client 0 has been training on its bad version for a second when that is taken back."""
+    liar = Learner(fit=harmful(1), evaluate=lambda n, loss, e, m: (1.0, e, m))
+    server, _ = make(liar, Learner(), Learner(seconds=1.5), rounds=2)
+    server.federate()
+    assert server.exit_code == 0
+    assert (2, 0, "it was trained from version 1, which is taken back") in reasons(server)
+    assert len(reasons(server)) == 2
+
+
+def test_one_client_that_cant_evaluate_a_good_version_is_left_out_alone(make):
+    odd = Learner(evaluate=lambda n, loss, e, m: (math.nan if n else loss, e, m))
+    server, _ = make(Learner(), odd, Learner(), rounds=2, buffer_size=3)
+    server.federate()
+    assert server.exit_code == 0
+    assert reasons(server) == [(1, 1, "its loss is nan"), (2, 1, "its loss is nan")]
+    assert made(server)[1:] == [(None, False, [0, 1, 2])] * 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_killed_before_it_is_known_that_a_version_is_bad_and_resumed_the_model_is_good(make, version):
+    """Version 1 is bad; version 2 is made in its place, without client 1, and good."""
+    stop = Learner(evaluate=lambda n, *usual: (server._on_signal(15, None) if n == version else None, usual)[1])
+    server, _ = make(stop, Learner(fit=harmful(1)), Learner(), buffer_size=3)
+    server.federate()
+    assert server.exit_code == 143
+    stored = server.folder.load_checkpoint()
+    assert stored.server_round == version
+    assert [array.tolist() for array in stored.strategy_state[1:]] == [array.tolist() for array in START]
+    again, _ = make(Learner(), Learner(), Learner(), resume=True, buffer_size=3)
+    again.federate()
+    assert again.exit_code == 0
+    # Whose update was to blame for version 1 is not known any more.
+    assert made(again)[1:3] == [(None, True, [0, 1, 2]), (0, False, [] if version == 1 else [0, 2])]
+    assert (again.weights[1] > 0).all()
+    assert reasons(again) == []
+    assert sum(len(updates) for _, taken_back, updates in made(again) if not taken_back) == 6
+    assert again.folder.load_checkpoint().strategy_state == []
+
+
+@pytest.mark.parametrize("numbers", [(1,), (2,), (3, 4), (1, 2, 3, 4, 5)])
+def test_with_versions_taken_back_a_replay_gives_the_same_bits(make, numbers):
+    steps, seconds = [0.1, 0.7, 1.3], (1, 1.3, 4.1)
+    fits = [None, harmful(*numbers), None]
+    learners = [Learner(step, seconds=s, fit=fit) for step, s, fit in zip(steps, seconds, fits, strict=True)]
+    server, _ = make(*learners, rounds=6)
+    server.federate()
+    assert server.exit_code == 0
+    assert any(taken_back for _, taken_back, _ in made(server))
+    assert replayed(server, steps, client_1=harmful(*numbers)) == [array.tobytes() for array in server.weights]
+
+
+def test_only_the_row_of_a_version_that_was_taken_back_or_made_in_place_of_one_says_so():
+    usual = VersionRecord(1, {"accuracy": 0.5}, updates=[{"partition": 0}])
+    assert not {"taken_back", "made_from"} & usual.to_json().keys()
+    for record in (usual, replace(usual, taken_back=True), replace(usual, made_from=0)):
+        assert read_record(json.loads(json.dumps(record.to_json()))) == record
+
+
 # When it ends
 
 
 def test_the_target_ends_the_run_once_a_newer_version_than_the_one_that_reaches_it_is_there(make, capsys):
-    server, clock = make(Learner(0.3), Learner(0.3), rounds=9, target_accuracy=0.5)
+    server, clock = make(Learner(0.3), Learner(0.3), rounds=9, target=0.5)
     server.federate()
     assert server.exit_code == 0
     assert [record.round for record in server.history.rounds] == [0, 1, 2, 3]
     assert clock.now == pytest.approx(3, abs=0.01)
-    assert "accuracy 0.5 reached with version 2 (--target-accuracy)\n" in capsys.readouterr().out
+    assert "accuracy 0.5 reached with version 2 (--target)\n" in capsys.readouterr().out
 
 
 def test_one_client_of_three_can_not_say_that_the_target_is_reached(make):
     optimist = Learner(evaluate=lambda n, loss, e, m: (loss, e, {"accuracy": 1.0}))
     others = [Learner(seconds=6.5), Learner(seconds=6.5)]
-    server, _ = make(optimist, *others, rounds=2, buffer_size=1, target_accuracy=0.9)
+    server, _ = make(optimist, *others, rounds=2, buffer_size=1, target=0.9)
     server.federate()
     assert len(server.history.rounds) == 1 + 6
 
@@ -246,13 +417,26 @@ def test_a_server_without_any_client_waits_too(make):
     assert server.history.rounds[1].time == pytest.approx(6, abs=0.5)
 
 
-def test_a_final_model_that_nobody_can_evaluate_is_a_failed_run(make, capsys):
-    blind = [Learner(evaluate=lambda n, loss, e, m: (math.nan if n == 2 else loss, e, m)) for _ in range(2)]
+def test_clients_that_can_not_even_evaluate_the_model_that_they_could_before_fail_the_run(make, capsys):
+    blind = [Learner(evaluate=lambda n, loss, e, m: (math.nan if n >= 2 else loss, e, m)) for _ in range(2)]
     server, _ = make(*blind)
     server.federate()
     assert server.exit_code == 1
-    assert "error: no client could evaluate the final model, version 2; then go on" in capsys.readouterr().out
+    words = "error: most clients can't evaluate version 3, which has the weights of version 1; look at what they print"
+    assert words in capsys.readouterr().out
     assert not (server.folder.path / "model.npz").exists()
+
+
+def test_resumed_before_its_final_evaluation_a_run_makes_up_for_it(make):
+    stop = Learner(evaluate=lambda n, *usual: (server._on_signal(15, None) if n == 2 else None, usual)[1])
+    server, _ = make(stop, Learner())
+    server.federate()
+    assert server.exit_code == 143
+    assert server.history.rounds[-1].main() is None
+    again, _ = make(Learner(), Learner(), resume=True)
+    again.federate()
+    assert again.exit_code == 0
+    assert [record.main() for record in again.history.rounds] == [0, 1, 2]
 
 
 def test_clients_lost_in_the_final_evaluation_are_asked_again_when_they_are_back(make, capsys):
@@ -283,16 +467,19 @@ def test_clients_lost_in_the_final_evaluation_are_asked_again_when_they_are_back
 # Told, resumed, replayed
 
 
-def replayed(server, steps: list[float]) -> list[bytes]:
-    """The final weights, worked out again from history.json."""
+def replayed(server, steps: list[float], **bad_fit) -> list[bytes]:
+    """The final weights, worked out again from history.json; bad_fit: of a client, as `client_1`."""
 
     def train(job: TrainingJob, base: list[np.ndarray]) -> Update:
-        weights, examples, _ = Learner(steps[job.partition]).fit(base, {"server_round": job.number})
+        learner = Learner(steps[job.partition], fit=bad_fit.get(f"client_{job.partition}"))
+        weights, examples, _ = learner.fit(base, {"server_round": job.number})
         return Update(job.partition, weights, examples, {})
 
     history = server.folder.load_history()
     versions = [record.updates for record in history.rounds[1:]]
-    weights = replay(versions, START, BUFFERS, server.settings, history.config["rounds"], train)
+    made_from = {each.round: each.made_from for each in history.rounds if each.made_from is not None}
+    rounds = history.config["rounds"]
+    weights = replay(versions, START, BUFFERS, server.settings, rounds, train, made_from=made_from)
     return [array.tobytes() for array in weights]
 
 

@@ -54,7 +54,8 @@ SERVER = {
     "--alpha -1": "--alpha must be above 0, got -1.0",
     "--alpha nan": "--alpha must be above 0, got nan",
     "--seed -1": "--seed must be between 0 and 4294967295, got -1",
-    "--model resnet": "--model must be one of cnn, lenet, got 'resnet'",
+    "--set hidden": "--set needs NAME=VALUE, got 'hidden'",
+    "--set a-b=1": "--set 'a-b' is no name of a setting; use letters, digits and _",
     "--compress fp8": "--compress must be one of none, fp16, got 'fp8'",
     "--partitioner fair": "--partitioner must be one of iid, dirichlet, shards, quantity-skew, local, got 'fair'",
     "--strategy fedsgd": "--strategy must be one of fedavg, ",
@@ -65,7 +66,9 @@ SERVER = {
     "--fraction-fit 0": "--fraction-fit must be above 0 and at most 1, got 0.0",
     "--fraction-fit 1.1": "--fraction-fit must be above 0 and at most 1, got 1.1",
     "--fraction-fit nan": "--fraction-fit must be above 0 and at most 1, got nan",
-    "--target-accuracy 72": "--target-accuracy must be above 0 and at most 1, got 72.0",
+    "--target nan": "--target must be ",
+    "--target inf": "--target must be ",
+    "--target-accuracy nan": "--target must be ",
     "--outlier-factor -1": "--outlier-factor must be at least 0, got -1.0",
     "--proximal-mu -1": "--proximal-mu must be at least 0, got -1.0",
     "--malicious-clients 1": "--malicious-clients is for --strategy krum; give both or none",
@@ -116,10 +119,13 @@ def test_the_server_listens_beyond_loopback_when_told_to_or_when_it_is_safe():
 # Going on with a run
 
 
+COMPLETED = Recipe(model="cnn", batch_size=64, learning_rate=0.15, own={"hidden": 3})  # by the clients' task
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a run that has just begun."""
-    config = {**dataclasses.asdict(Recipe()), **dataclasses.asdict(ServerSettings())}
+    config = {**dataclasses.asdict(COMPLETED), **dataclasses.asdict(ServerSettings())}
     folder = RunFolder(tmp_path / "run")
     folder.create()
     folder.save_history(History(config))
@@ -130,6 +136,8 @@ RESUME = {
     "--rounds 5": "--resume keeps the run's own recipe (rounds is 3); leave out --rounds 5",
     "--model lenet": "--resume keeps the run's own recipe (model is cnn); leave out --model lenet",
     "--compress fp16": "--resume keeps the run's own recipe (compress is none); leave out --compress fp16",
+    "--set hidden=2": "--resume keeps the run's own settings (hidden is 3); leave out --set hidden=2",
+    "--batch-size 32": "--resume keeps the run's own recipe (batch_size is 64); leave out --batch-size 32",
     "--seed 1": "--resume keeps the run's own recipe (seed is 0); leave out --seed 1",
     "--partitioner shards": "--resume keeps the run's own recipe (partitioner is iid); leave out --partitioner shards",
     "--clients 4": "--resume keeps the run's own 3 clients; leave out --clients 4",
@@ -151,7 +159,13 @@ def test_a_run_from_before_compression_goes_on_uncompressed(run):
     config = RunFolder(run).load_config()
     del config["compress"]
     RunFolder(run).save_history(History(config))
-    assert parse_args("", ["--resume", str(run)]).recipe == Recipe(compress="none")
+    assert parse_args("", ["--resume", str(run)]).recipe == COMPLETED
+
+
+def test_what_the_run_has_already_may_be_given_again(run):
+    flags = ["--model", "cnn", "--set", "hidden=3", "--target", "0.9"]
+    args = parse_args("", ["--resume", str(run), *flags])
+    assert (args.recipe, args.recipe.own, args.settings.target) == (COMPLETED, {"hidden": 3}, 0.9)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": {}}', '{"config": 3}', '{"config": null}'])

@@ -1,24 +1,28 @@
-"""Training without federation: on exactly the clients' images, with the run's recipe, and nothing else."""
+"""Training without federation: on exactly the clients' examples, with the run's recipe, and nothing else."""
 
 import dataclasses
 import json
+import re
 
 from federation.config import Recipe
 from federation.partition import shares
 from federation.protocol import Assignment
 from federation.results import report
 from federation.results.run_folder import RunFolder
+from federation.task.task import open_task
+from federation.task.weights import set_weights
 
 import numpy as np
 import pytest
 import torch
-from helpers.example_runs import CLASSES, RECIPE, call, make_history, make_images, make_run
+from helpers.example_runs import CLASSES, RECIPE, call, make_history, make_images, make_run, make_task_run
 from helpers.processes import Process
+from helpers.tasks import build, other_tasks, write_task  # noqa: F401 (a fixture)
 
 import baseline
 import evaluate
 import model
-from client import CifarClient
+from client import TaskClient
 from data import load, open_dataset
 
 
@@ -43,20 +47,20 @@ def share(dataset, partition: int, clients: int, recipe: Recipe) -> np.ndarray:
 
 
 @pytest.mark.parametrize("partitioner", ["iid", "dirichlet", "shards", "quantity-skew"])
-def test_a_clients_images_are_those_it_held_in_the_federation(images, partitioner):
+def test_a_clients_examples_are_those_it_held_in_the_federation(images, partitioner):
     dataset, recipe = open_dataset(str(images), ""), dataclasses.replace(RECIPE, partitioner=partitioner)
-    parts = baseline.clients_images(dataset, recipe, make_history(recipe, clients=3))
+    parts = baseline.clients_examples(open_task(), dataset, recipe, make_history(recipe, clients=3))
     for partition, part in enumerate(parts):
         np.testing.assert_array_equal(part, share(dataset, partition, 3, recipe))
 
 
-def test_centralised_trains_on_all_the_clients_images_and_each_alone_on_its_own(images, tmp_path, monkeypatch):
+def test_centralised_trains_on_all_the_clients_examples_and_each_alone_on_its_own(images, tmp_path, monkeypatch):
     recipe = dataclasses.replace(RECIPE, partitioner="quantity-skew", local_epochs=3)
     folder = make_run(tmp_path / "run", images, recipe)
     trained = []
 
-    def record(network, images, labels, *how, title):
-        trained.append((images.clone(), labels.clone(), how))
+    def record(network, examples, recipe, part):
+        trained.append((*(each.clone() for each in examples), recipe, dataclasses.replace(part, title="")))
         return {"train_loss": 0.0}
 
     monkeypatch.setattr(model, "train_round", record)
@@ -65,33 +69,32 @@ def test_centralised_trains_on_all_the_clients_images_and_each_alone_on_its_own(
     parts = [share(dataset, p, 2, recipe) for p in range(2)]
     held = [np.sort(np.concatenate(parts)), *parts]
     assert len(trained) == 3 * recipe.rounds
-    for i, (pixels, labels, how) in enumerate(trained):
+    for i, (pixels, labels, used, part) in enumerate(trained):
         theirs, truth = load(dataset, "train", held[i // recipe.rounds], recipe.seed)
         assert torch.equal(pixels, theirs)
         assert torch.equal(labels, truth)
         stream = [2, 0, 1][i // recipe.rounds]  # its own partition's, and centralised one that nobody has
-        assert how == (recipe, stream, i % 2 + 1)
+        assert (used, part) == (recipe, recipe.part(stream, i % 2 + 1))
 
 
 def test_a_client_alone_learns_what_it_learns_as_a_federation_of_one(images):
-    dataset = open_dataset(str(images), "")
-    client = CifarClient(dataset, Assignment(1, 2, RECIPE))
+    task, dataset = open_task(), open_dataset(str(images), "")
+    client = TaskClient(task, dataset, Assignment(1, 2, RECIPE))
     weights = client.get_parameters({})
     for server_round in (1, 2):
         weights, _, _ = client.fit(weights, {"server_round": server_round})
-    trainer = baseline.Trainer(RECIPE, 2, 3, "cpu")
-    trainer.train = load(dataset, "train", np.arange(72), 0)
-    trainer.test = load(dataset, "test", np.arange(24), 0)
+    trainer = baseline.Trainer(task, dataset, RECIPE, 2, "cpu")
     alone = trainer.run("alone", share(dataset, 1, 2, RECIPE), stream=1)
-    model.set_weights(client.network, weights)
-    assert alone.rounds[2].metrics == model.evaluate(client.network, *trainer.test)
+    set_weights(client.network, weights)
+    test = load(dataset, "test", np.arange(24), 0)
+    assert alone.rounds[2].metrics == task.evaluate(client.network, test, RECIPE)
 
 
 def test_as_many_rounds_are_trained_as_the_federation_finished(images, tmp_path):
     recipe = dataclasses.replace(RECIPE, rounds=5)
     folder = make_run(tmp_path / "run", images, recipe)
     history = folder.load_history()
-    history.rounds = history.rounds[:2]  # --target-accuracy ended it after round 1
+    history.rounds = history.rounds[:2]  # --target ended it after round 1
     folder.save_history(history)
     assert call(baseline.main, "--run", folder.path, "--dataset", images) == 0
     result = json.loads((folder.path / "baseline.json").read_text())
@@ -101,7 +104,7 @@ def test_as_many_rounds_are_trained_as_the_federation_finished(images, tmp_path)
 
 
 def test_bad_input_is_one_line_and_trains_nothing(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(model, "train_round", None)
+    monkeypatch.setattr(model, "train_round", lambda network, examples, recipe, part: pytest.fail("trained"))
     others = make_images(tmp_path / "others", train=23)
     run = make_run(tmp_path / "run", images).path
     whole = make_run(tmp_path / "whole", images, dataclasses.replace(RECIPE, partitioner="local")).path
@@ -113,8 +116,8 @@ def test_bad_input_is_one_line_and_trains_nothing(images, tmp_path, monkeypatch,
         (["--run", tmp_path, "--dataset", images], 2, "holds no run"),
         (["--run", run, "--dataset", tmp_path / "nowhere"], 1, "nor a folder that exists"),
         (["--run", run, "--dataset", "synthetic"], 2, "has other classes than the run [blue, green, red]"),
-        (["--run", run, "--dataset", others], 2, "holds other images than client 0 had"),
-        (["--run", whole, "--dataset", images], 2, "brought images of their own"),
+        (["--run", run, "--dataset", others], 2, "holds other examples than client 0 had"),
+        (["--run", whole, "--dataset", images], 2, "brought data of their own"),
         (["--run", young.path, "--dataset", images], 2, "has not finished its first round"),
     ]
     for argv, code, words in cases:
@@ -128,7 +131,7 @@ def test_confusion_has_a_row_for_each_truth():
     confusion = evaluate.confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
     assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
     assert evaluate.by_class(confusion, CLASSES) == [
-        ["class", "images", "right", "mostly mistaken for"],
+        ["class", "examples", "right", "mostly mistaken for"],
         ["blue", "2", "0.5000", "green (0.50)"],
         ["green", "1", "1.0000", "–"],
         ["red", "1", "0.0000", "blue (1.00)"],
@@ -139,8 +142,10 @@ def test_evaluate_scores_the_final_model_on_the_whole_test_set(images, tmp_path,
     folder = make_run(tmp_path / "run", images)
     assert call(evaluate.main, "--run", folder.path, "--dataset", images) == 0
     test = load(open_dataset(str(images), ""), "test", np.arange(24), 0)
-    accuracy = model.evaluate(model.build("lenet", 3, 0), *test)["accuracy"]
-    assert f"accuracy {accuracy:.4f}" in capsys.readouterr().out
+    accuracy = model.evaluate(build("lenet"), test, RECIPE)["accuracy"]
+    said = capsys.readouterr().out
+    assert f"{folder.path / 'model.safetensors'}:\n{round(24 * accuracy)} of 24 test examples right" in said
+    assert f"accuracy {accuracy:.4f}" in said
     with np.load(folder.path / "predictions.npz", allow_pickle=False) as found:
         assert found["confusion"].sum() == 24
         assert found["confusion"].trace() == round(24 * accuracy)
@@ -165,9 +170,72 @@ def test_test_images_get_into_folder_and_page_only_where_that_is_asked_for(image
 
 def test_a_run_without_its_final_model_is_one_line(images, tmp_path, capsys):
     folder = make_run(tmp_path / "run", images)
-    (folder.path / "model.npz").unlink()
+    (folder.path / "model.safetensors").unlink()
     assert call(evaluate.main, "--run", folder.path, "--dataset", images) == 1
-    assert "model.npz can't be read (No such file or directory)" in capsys.readouterr().err
+    assert "model.safetensors can't be read (No such file or directory)" in capsys.readouterr().err
+
+
+NUMBERS_DATA = """
+import numpy as np
+import torch
+
+DATASET = "numbers"
+
+
+def open_dataset(source):
+    return source
+
+
+def size(dataset, split, seed):
+    return {"train": 8, "test": 4}[split]
+
+
+def load(dataset, split, rows, seed):
+    return torch.from_numpy(rows).float()[:, None], torch.from_numpy(rows * 2.0 + 1).float()
+"""
+NUMBERS_MODEL = """
+from federation.task.regression import METRICS, evaluate, predict, show, train_round
+from torch import nn
+
+MODELS = {"line": {"learning_rate": 0.01, "batch_size": 2}}
+
+
+def build(schema, recipe):
+    network = nn.Linear(1, 1)
+    nn.init.constant_(network.weight, 2), nn.init.zeros_(network.bias)
+    return network
+"""
+
+
+@pytest.mark.usefixtures("other_tasks")
+def test_of_a_task_of_numbers_evaluate_says_each_metric_and_baseline_compares_by_the_main_one(tmp_path, capsys):
+    """The true numbers are 2 x + 1, the untrained network says 2 x."""
+    task = write_task(tmp_path / "numbers", NUMBERS_DATA, NUMBERS_MODEL)
+    folder = make_task_run(tmp_path / "run", task)
+    where = ("--run", folder.path, "--task", task.folder)
+    assert call(evaluate.main, *where) == 0
+    said = capsys.readouterr().out
+    for line in ("mae 1.000", "loss 1.000", "r2 0.8000"):  # 0, 2, 4, 6 have the variance 5
+        assert f"{line} on all 4 test examples\n" in said
+    assert not (folder.path / "predictions.npz").exists()
+    assert call(baseline.main, *where) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^centralised, round 1: 8 examples in \d+\.\d s, mae \d\.\d{3}$", said, re.MULTILINE)
+    assert "all on the same 4 test examples" in said
+    assert "\nr2:\n" in said
+    stored = json.loads((folder.path / "baseline.json").read_text())
+    assert stored["centralised"]["rounds"][0]["mae"] == 1.0
+    assert stored["centralised"]["rounds"][-1]["mae"] < 1.0
+
+
+@pytest.mark.usefixtures("other_tasks")
+def test_a_run_of_another_task_is_refused_with_the_remedy(images, tmp_path, capsys):
+    task = write_task(tmp_path / "numbers", NUMBERS_DATA, NUMBERS_MODEL)
+    run = make_task_run(tmp_path / "run", task)
+    for program in (evaluate, baseline):
+        assert call(program.main, "--run", run.path, "--dataset", images) == 2
+        words = f"--run {run.path} is of the task 'numbers', not of 'cifar10'; give its folder as --task"
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.timeout(300)

@@ -10,14 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from federation.task import image_files
+from federation.task.task import DataError, open_task
+
 import numpy as np
 import pytest
+import torch
 from helpers.processes import free_port
 from PIL import Image
 
-from data import Cifar10, DataError, Folder, Synthetic, open_dataset, read_image
+import data
+from data import SIDE, Cifar10, Folder, Synthetic, open_dataset
 
 GREY = (70, 70, 70)
+
+
+def read_image(path: str) -> np.ndarray:
+    return image_files.read_image(path, SIDE)
 
 
 def put(path: Path, image: Image.Image | None = None, **options: object) -> Path:
@@ -168,6 +177,34 @@ def test_damaged_images_are_left_out_where_that_is_asked_for(root, capsys):
     assert capsys.readouterr().out == (
         f"left out: {root}/train/cat/10.png is not a readable image (UnidentifiedImageError)\n"
     )
+
+
+def test_a_folder_that_may_not_be_read_is_refused_in_one_line(root, monkeypatch):
+    def list_images(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(image_files, "list_images", list_images)
+    with pytest.raises(DataError) as caught:
+        open_dataset(str(root), "")
+    assert str(caught.value) == f"{root}/train can't be read (Permission denied); give this user the right to"
+
+
+def test_the_task_gives_images_and_labels_as_tensors_in_the_order_of_the_rows(root):
+    task, folder = open_task(), Folder(str(root))
+    images, labels = task.load(folder, "train", np.array([1, 2]), 0)
+    assert (images.shape, images.dtype) == ((2, 3, 32, 32), torch.uint8)
+    assert (images[:, 0, 0, 0].tolist(), labels.tolist(), labels.dtype) == ([30, 20], [0, 1], torch.int64)
+    assert task.schema(folder) == {"classes": ["cat", "dog"], "input_shape": [3, 32, 32]}
+    task.adopt(folder, ["ape", "cat", "dog"])
+    assert task.schema(folder)["classes"] == ["ape", "cat", "dog"]
+    assert task.labels(folder, "train", 0).tolist() == [1, 1, 2, 2]
+    assert task.size(folder, "train", 0) == 4
+
+
+def test_one_file_is_read_as_an_example_of_its_own(root):
+    images, labels = data.read_example(str(root / "train/dog/b.png"), {})
+    assert (images.shape, images.dtype, len(labels)) == ((1, 3, 32, 32), torch.uint8, 1)
+    assert images.unique().tolist() == [10]
 
 
 def test_a_name_that_is_nothing_is_refused():

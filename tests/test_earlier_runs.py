@@ -19,11 +19,12 @@ from federation.results.run_folder import RunFolder
 
 import numpy as np
 import pytest
-from helpers.example_runs import call, make_images
+from helpers.example_runs import CLASSES, call, make_images
 from helpers.processes import ROOT, Federation
 from helpers.replays import model_bytes, replayed_tiny
 
 import classify
+import evaluate
 
 RUNS = json.loads((ROOT / "tests/data/runs-of-1.0.0.json").read_text())
 
@@ -76,3 +77,26 @@ def test_the_model_of_version_1_0_0_classifies_images(federation, capsys):
     first, second = json.loads(capsys.readouterr().out)["classes"]
     assert [first["class"], second["class"]] == ["dog", "cat"]
     assert first["probability"] == pytest.approx(math.exp(6) / (1 + math.exp(6)))
+
+
+def test_the_final_model_of_a_run_of_version_1_0_0_is_scored(federation, capsys):
+    """It takes every image for a dog."""
+    unpack("lenet", federation)
+    images = make_images(federation.folder / "images", train=1, test=2)
+    for split in ("train", "test"):
+        (images / split / CLASSES[0]).rename(images / split / "cat")
+        (images / split / CLASSES[1]).rename(images / split / "dog")
+        (images / split / CLASSES[2]).rename(federation.folder / f"{split} of no class")
+    assert call(evaluate.main, "--run", federation.run_dir, "--dataset", images) == 0
+    said = capsys.readouterr().out
+    assert f"{federation.run_dir / 'model.npz'}:\n2 of 4 test examples right\naccuracy 0.5000\n" in said
+    assert (federation.run_dir / "predictions.npz").exists()
+
+
+def test_where_a_run_has_both_kinds_of_file_its_model_is_todays(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert evaluate.model_path(folder).name == "model.safetensors"
+    (tmp_path / "model.npz").touch()
+    assert evaluate.model_path(folder).name == "model.npz"
+    (tmp_path / "model.safetensors").touch()
+    assert evaluate.model_path(folder).name == "model.safetensors"

@@ -1,7 +1,6 @@
 """The same code on Flower's engines: nodes in the place of streams, and the same bits."""
 
 import importlib.util
-import re
 import shlex
 import subprocess
 import sys
@@ -11,8 +10,9 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from federation.client.node_app import Node
-from federation.config import Recipe
+from federation.client.node_app import Node, find_node_device
+from federation.config import Recipe, flag
+from federation.console import PublicError
 from federation.server.engine_app import NodeAdmission, read_run_config
 from federation.server.options import build_parser
 from federation.server.settings import ServerSettings
@@ -38,10 +38,11 @@ def test_the_run_config_of_the_app_is_the_default_settings():
     assert (args.recipe, args.settings) == (Recipe(), ServerSettings())
 
 
-def test_every_key_of_the_run_config_is_a_flag_or_where_the_images_are():
-    flags = {flag.removeprefix("--") for action in build_parser("")._actions for flag in action.option_strings}
+def test_every_key_of_the_run_config_is_a_flag_or_where_the_data_are():
+    flags = {each.removeprefix("--") for action in build_parser("")._actions for each in action.option_strings}
     assert set(CONFIG) - flags == {"dataset", "data-dir", "device", "threads"}
-    assert {key.replace("-", "_") for key in CONFIG} >= {*Recipe.names(), *ServerSettings.names()} - {"clients"}
+    named = {flag(name).removeprefix("--") for name in (*Recipe.names(), *ServerSettings.names())}
+    assert set(CONFIG) >= named - {"clients"}
 
 
 def test_the_app_holds_the_programs_and_every_module_of_every_room(tmp_path):
@@ -57,7 +58,8 @@ def test_the_app_holds_the_programs_and_every_module_of_every_room(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "vgg"}, "run config: --model must be one of cnn, lenet, got 'vgg'"),
+        ({"compress": "zip"}, "run config: --compress must be one of none, fp16, got 'zip'"),
+        ({"set": "hidden"}, "run config: --set needs NAME=VALUE, got 'hidden'"),
         ({"rounds": -1}, "run config: --rounds must be at least 1, got -1"),
         ({"rounds": "many"}, "run config: argument --rounds: invalid int value: 'many'"),
     ],
@@ -115,7 +117,7 @@ def said(nodes: NodeAdmission, kind: str) -> str:
 
 def test_a_node_gets_the_partition_of_its_node_config(nodes):
     nodes.register(FakeNode(2))
-    assert said(nodes, "join") == "client 2 joined, 100 training images (1 of 3 there)"
+    assert said(nodes, "join") == "client 2 joined, 100 training examples (1 of 3 there)"
     assert [one.partition for one in nodes.ready()] == [2]
 
 
@@ -183,7 +185,12 @@ def test_a_node_without_a_partition_says_how_to_name_one():
     assert "secret" not in make_node({"dataset": "secret"}).get_properties({})["error"]
 
 
-def test_of_what_opening_the_images_raises_the_server_is_told_the_kind_alone(capsys):
+def test_a_node_whose_device_is_not_there_says_so():
+    with pytest.raises(PublicError, match=r"^its device abacus is not there$"):
+        find_node_device("abacus")
+
+
+def test_of_what_opening_the_data_raises_the_server_is_told_the_kind_alone(capsys):
     def open_client(assignment):
         raise FileNotFoundError("no folder /data/jane-doe")
 
@@ -232,34 +239,16 @@ def test_simulation(line, simulation, script_weights, tmp_path):
     images = make_images(tmp_path / "images", train=20, test=8)
     line = line.replace("/path/to/my-images", str(images))
     more = QUICK.replace("'run'", f"'{simulation.run_dir}'")
+    more += f" device='cpu' threads=1 tensorboard='{tmp_path / 'scalars'}'"
     output = simulation.run(f'{line} --run-config "{more}"')
-    assert "done: model.npz" in output, output
+    assert "done: model.safetensors" in output, output
+    (events,) = (tmp_path / "scalars").glob("events.out.tfevents.*")
+    assert events.stat().st_size > 100
     rounds, nodes = simulation.history()["rounds"], 100 if "100" in line else 3
     assert [row["clients"] for row in rounds] == [nodes, 10 if nodes == 100 else 3]
     assert len(rounds[-1]["accuracy_by_client"]) == nodes
     if "config" not in line:
         assert same(simulation.weights(), script_weights)
-
-
-def test_device_threads_and_tensorboard_are_keys_of_the_run_config(simulation, tmp_path):
-    if not importlib.util.find_spec("tensorboard"):
-        pytest.skip("tensorboard is not installed: pip install tensorboard")
-    simulation.run_dir = tmp_path / "run"
-    more = f"device='cpu' threads=1 tensorboard='{tmp_path / 'scalars'}'"
-    config = QUICK.replace("'run'", f"'{simulation.run_dir}'")
-    output = simulation.run(f'flwr run . --stream --run-config "{config} {more}"')
-    assert "done: model.npz" in output, output
-    assert [row["clients"] for row in simulation.history()["rounds"]] == [3, 3]
-    (events,) = (tmp_path / "scalars").glob("events.out.tfevents.*")
-    assert events.stat().st_size > 100
-
-
-def test_a_node_whose_device_is_not_there_is_turned_away_in_words(simulation, tmp_path):
-    config = f"device='abacus' run-dir='{tmp_path / 'run'}'"
-    run = simulation.command(f'flwr run . --stream --run-config "{config}"')
-    run.says("turned away: a node could not start: its device abacus is not there", 200)
-    number = re.search(r"started run (\d+)", run.output)[1]
-    simulation.run(f"flwr stop {number}")
 
 
 def test_deployment_with_tls_and_authenticated_nodes(tmp_path, script_weights):
@@ -274,7 +263,7 @@ def test_deployment_with_tls_and_authenticated_nodes(tmp_path, script_weights):
             elif line.startswith("flwr run"):
                 unregistered = impostor(engine, lines)
                 output = engine.run(f'{line} --run-config "{QUICK}"')
-                assert "done: model.npz" in output, output
+                assert "done: model.safetensors" in output, output
                 assert "SuperNode ID" not in unregistered.output
             elif line.startswith("flwr"):
                 engine.run(line)

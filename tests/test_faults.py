@@ -178,8 +178,8 @@ def test_a_client_that_is_interrupted_leaves_and_the_run_goes_on(federation, num
         process.ends(0)
 
 
-def test_the_run_ends_early_when_the_target_accuracy_is_reached(federation):
-    server = federation.server("--rounds", 5, "--target-accuracy", 0.5)
+def test_the_run_ends_early_when_the_target_is_reached(federation):
+    server = federation.server("--rounds", 5, "--target", 0.5)
     clients = [federation.tiny() for _ in range(3)]
     assert "accuracy 0.5 reached after round 1" in server.ends(0)
     for client in clients:

@@ -3,9 +3,10 @@
 import math
 from dataclasses import replace
 
-from federation.aggregation.fedbuff import FedBuff, TrainingJob, mean_step, replay
+from federation.aggregation.fedbuff import BufferedUpdate, FedBuff, TrainingJob, mean_step, replay
 from federation.aggregation.pace import Pace
-from federation.aggregation.validation import Update
+from federation.aggregation.validation import BadUpdate, Update
+from federation.aggregation.verdicts import Trial, Verdicts, Version, trials
 from federation.server.settings import ServerSettings
 
 import numpy as np
@@ -217,3 +218,113 @@ def test_a_replay_of_any_order_of_arrival_gives_the_same_bits():
     assert max(each["staleness"] for version in versions for each in version) > 1
     again = replay(versions, weights(), BUFFERS, run.settings, 5, train)
     assert [array.tobytes() for array in again] == [array.tobytes() for array in run.weights]
+
+
+# Bad versions
+
+
+def buffered(partition: int, version: int, change: float, number=1) -> BufferedUpdate:
+    return BufferedUpdate(
+        TrainingJob(partition, number, version, 0, 3), 0, weights(), update(weights(change), 1, partition)
+    )
+
+
+def test_back_at_a_good_version_only_what_does_not_build_on_a_bad_one_counts():
+    """Version 1 is good, 2 bad. The buffer has updates from both; version 3 is made of one from 0 that was in 2."""
+    run = fedbuff(buffer_size=1)
+    run.version, run.updates = 2, 2
+    receive(run, 0, 1.0, staleness=1)
+    receive(run, 1, 1.0, staleness=0)
+    assert run.updates == 4
+    (made_of,) = run.go_back(1, weights(5.0), 1, [buffered(2, 0, 4 * math.sqrt(2))])
+    assert made_of.staleness == 1, "from version 0 to version 1"
+    assert run.version == 3
+    assert run.weights[0] == pytest.approx(5 + 4)
+    assert [(each.job.partition, each.staleness) for each in run.buffer] == [(0, 1)], "version 2 is not between 1 and 3"
+    assert run.updates == 1 + 1 + 1
+
+
+def test_without_any_update_the_model_is_the_good_one_again():
+    run = fedbuff()
+    run.version = 4
+    assert run.go_back(2, weights(7.0), 6, []) == []
+    assert (run.version, run.updates, run.weights[0].tolist()) == (5, 6, [7.0])
+    assert run.staleness(TrainingJob(0, 1, 1, 0, 3)) == 2, "versions 2 and 5"
+
+
+def test_a_resumed_run_does_not_count_versions_that_were_taken_back():
+    run = fedbuff()
+    run.restore(4, [{"partition": 0, "number": 1}], [2, 3])
+    assert run.updates == 1
+    assert run.staleness(TrainingJob(0, 1, 1, 0, 3)) == 1
+
+
+BAD = BadUpdate("its loss is nan")
+
+
+def verdicts(*versions: dict[int, bool]) -> Verdicts:
+    """After version 0; of each version which clients could evaluate it, and which could not."""
+    run = Verdicts(Version(0, weights()))
+    for number, says in enumerate(versions, start=1):
+        run.add(Version(number, weights()))
+        for partition, could in says.items():
+            run.undecided[number].note(partition, None if could else BAD)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("versions", "good", "bad"),
+    [
+        ([{0: True}], 0, None),  # one of four
+        ([{0: True, 1: True}], 1, None),  # half of them are enough
+        ([{0: False, 1: False}], 0, None),  # but not to say that it is bad
+        ([{0: False, 1: False, 2: False}], 0, 1),
+        ([{0: False, 1: False, 2: True, 3: True}], 1, None),
+        ([{0: True}, {1: True}], 1, None),  # who could evaluate version 2 vouches for what it was made of
+        ([{0: True}, {0: True, 1: True}], 2, None),
+        ([{0: True, 1: True}, {0: False, 1: False, 2: False}], 1, 2),
+        ([{0: False}, {1: False}, {2: False}], 0, None),  # each of another version
+        ([{0: True, 9: True}], 0, None),  # client 9 is gone
+    ],
+)
+def test_half_of_the_clients_make_a_version_good_and_more_than_half_bad(versions, good, bad):
+    run, clients = verdicts(*versions), {0, 1, 2, 3}
+    accepted = run.accept(clients)
+    assert run.good.number == good
+    assert [version.number for version in accepted] == list(range(1, good + 1))
+    assert run.find_bad(clients) == bad
+
+
+def test_without_any_client_nothing_is_known():
+    run = verdicts({0: True}, {0: False})
+    assert (run.accept(set()), run.find_bad(set())) == ([], None)
+
+
+def test_who_could_not_evaluate_the_newest_version_waits_until_it_is_decided():
+    run = verdicts({0: False}, {1: False, 2: True})
+    assert run.waiting() == {1}
+    run.undecided[2].note(1, None)
+    assert run.waiting() == set()
+
+
+def test_suspects_are_tried_by_the_size_of_their_steps_and_at_last_none_counts():
+    made_of = [buffered(0, 0, 1.0), buffered(1, 0, 3.0), buffered(2, 0, 2.0), buffered(0, 0, 9.0, number=2)]
+    tried = trials([Version(1, weights(), made_of[:2]), Version(2, weights(), made_of[2:])], 0, BUFFERS, True)
+    assert [trial.suspect for trial in tried] == [0, 1, 2, None]
+    assert [trial.excess for trial in tried[:3]] == pytest.approx([3, 1, 1])
+    partitions = [[each.job.partition for each in trial.updates] for trial in tried]
+    assert partitions == [[1, 2], [0, 2, 0], [0, 1, 0], []]
+
+
+def test_first_of_all_what_builds_on_a_bad_version_is_left_out_as_it_may_be_to_blame():
+    versions = [Version(4, weights(), [buffered(0, 3, 1.0)]), Version(5, weights(), [buffered(1, 4, 9.0)])]
+    tried = trials(versions, 3, BUFFERS, True)
+    assert [(trial.suspect, [each.job.partition for each in trial.updates]) for trial in tried] == [
+        (None, [0]),
+        (0, []),
+        (None, []),
+    ]
+
+
+def test_of_few_clients_none_is_a_suspect():
+    assert trials([Version(1, weights(), [buffered(0, 0, 1.0)])], 0, BUFFERS, False) == [Trial([])]

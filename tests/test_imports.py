@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "security": {"shared", "security"},
     "aggregation": {"shared", "aggregation"},
     "results": {"shared", "results"},
-    "client": {"shared", "security", "client"},
+    "task": {"shared", "task"},
+    "client": {"shared", "security", "task", "client"},
     "server": {"shared", "security", "aggregation", "results", "server"},
 }
 COMMANDS = {"federation.certificates", "federation.report"}  # names for `python -m`, of a function in a room
@@ -111,6 +112,14 @@ RULES = {
         {"federation.config": {"federation.security.tls"}, "federation.security.tls": set()},
         {"federation.config": {"federation.report"}, "federation.report": set()},
         {"federation": {"model"}, "model": set()},
+        {"federation.server.rounds": {"federation.task.task"}, "federation.task.task": set()},
+        {"federation.results.html": {"federation.task.task"}, "federation.task.task": set()},
+        {"federation.aggregation.fedbuff": {"federation.task.weights"}, "federation.task.weights": set()},
+        {"federation.protocol": {"federation.task.task"}, "federation.task.task": set()},
+        {"federation.task.task": {"federation.client.session"}, "federation.client.session": set()},
+        {"federation.task.task": {"federation.security.tls"}, "federation.security.tls": set()},
+        {"federation.task.training": {"federation.results.html"}, "federation.results.html": set()},
+        {"federation.task.task": {"data"}, "data": set()},
     ],
     torch_in_the_server: [
         {"server": {"a"}, "a": {"b"}, "b": {"torch.nn"}},
@@ -138,9 +147,12 @@ def test_the_rule_sees_who_breaks_it(rule, broken):
 def test_what_is_allowed_is_not_taken_for_a_breach():
     fine = {
         "server": {"federation.server.rounds", "flwr.server.start_server", "flwr.protocol"},
-        "client": {"torch", "federation.client.session"},
+        "client": {"torch", "federation.client.session", "federation.task.weights"},
+        "model": {"torch", "federation.task.classification"},
         "federation.server.rounds": {"federation.results.html", "federation.config"},
-        "federation.client.session": {"federation.config", "federation.security.tls"},
+        "federation.client.session": {"federation.config", "federation.security.tls", "federation.task.weights"},
+        "federation.task.classification": {"torch", "federation.config", "federation.task.weights"},
+        "federation.task.weights": {"torch", "federation.config"},
         "federation.server.grpc_server": {"flwr.common.serde"},
         "federation.report": {"federation.results.html"},
         **{name: set() for name in ("federation.results.html", "federation.config", "federation.security.tls")},

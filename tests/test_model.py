@@ -1,13 +1,15 @@
-"""The contract of model.py, for every network in it: replace the networks, and these still hold."""
+"""The project's own model.py, for every network in it: replace the networks, and these still hold."""
 
 import copy
 import math
 
-from federation.config import MODELS, Recipe
+from federation.task.task import open_task
+from federation.task.weights import buffer_positions, get_weights, set_weights
 
 import numpy as np
 import pytest
 import torch
+from helpers.tasks import build, recipe
 from torch import nn
 
 import model
@@ -21,10 +23,10 @@ def examples(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images), torch.from_numpy(rng.integers(0, CLASSES, n))
 
 
-def train(network, n: int, span=(0.0, 1.0), partition: int = 0, **recipe) -> float:
+def train(network, n: int, span=(0.0, 1.0), partition: int = 0, **values) -> float:
     """The training loss of one local training on n examples, in batches of four."""
-    made = Recipe(**{"batch_size": 4, "learning_rate": 0.01, "seed": 1, **recipe})
-    return model.train_round(network, *examples(n), made, partition, 1, span)["train_loss"]
+    made = recipe(**{"batch_size": 4, "learning_rate": 0.01, "seed": 1, **values})
+    return model.train_round(network, examples(n), made, made.part(partition, 1, span=span))["train_loss"]
 
 
 def same_bits(one: list[np.ndarray], two: list[np.ndarray]) -> bool:
@@ -48,32 +50,49 @@ def name(request) -> str:
 
 @pytest.fixture
 def network(name):
-    return model.build(name, CLASSES, seed=0)
+    return build(name, CLASSES, seed=0)
 
 
-def test_the_server_offers_exactly_the_networks_that_there_are():
-    assert sorted(MODELS) == sorted(model.NETWORKS)
+def test_the_task_offers_exactly_the_networks_that_there_are():
+    assert sorted(open_task().models) == sorted(model.NETWORKS)
+
+
+def test_without_a_word_it_is_the_first_network_with_its_own_defaults_and_each_network_has_its_own():
+    cnn, lenet = recipe(), recipe(model="lenet")
+    assert (cnn.model, cnn.batch_size, cnn.learning_rate) == ("cnn", 64, 0.15)
+    assert (lenet.batch_size, lenet.learning_rate) == (32, 0.02)
+    assert cnn.own == lenet.own == {"label_smoothing": 0.1, "logit_adjustment": True}
 
 
 # Building
 
 
 def test_a_network_is_a_function_of_the_seed(name, network):
-    weights = model.get_weights(network)
-    assert same_bits(model.get_weights(model.build(name, CLASSES, seed=0)), weights)
-    assert not same_bits(model.get_weights(model.build(name, CLASSES, seed=1)), weights)
+    weights = get_weights(network)
+    assert same_bits(get_weights(build(name, CLASSES, seed=0)), weights)
+    assert not same_bits(get_weights(build(name, CLASSES, seed=1)), weights)
 
 
 def test_building_leaves_the_global_random_state_alone(name):
     before = torch.get_rng_state()
-    model.build(name, CLASSES, seed=3)
+    build(name, CLASSES, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 101])
 def test_there_is_an_output_for_every_class(name, classes):
-    network = model.build(name, classes, seed=0)
-    assert model.predict(network, examples(3)[0]).shape == (3, classes)
+    network = build(name, classes, seed=0)
+    assert model.predict(network, examples(3)).shape == (3, classes)
+
+
+def test_a_network_for_images_of_one_size_says_so_where_data_py_makes_others():
+    schema = {"classes": ["cat", "dog"], "input_shape": [3, 64, 64]}
+    words = r"^lenet takes 32x32 images, data\.py makes \[3, 64, 64\]; set SIDE, or use cnn$"
+    with pytest.raises(ValueError, match=words):
+        open_task().build(schema, recipe(model="lenet"))
+    network = open_task().build(schema, recipe(model="cnn"))
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    assert model.predict(network, (images, torch.zeros(2))).shape == (2, 2)
 
 
 # Weights in and out
@@ -81,44 +100,43 @@ def test_there_is_an_output_for_every_class(name, classes):
 
 def test_weights_come_and_go_by_position_with_their_own_types(name, network):
     state = network.state_dict()
-    weights = model.get_weights(network)
+    weights = get_weights(network)
     assert [(a.shape, str(a.dtype)) for a in weights] == [
         (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in state.values()
     ]
-    other = model.build(name, CLASSES, seed=1)
-    model.set_weights(other, weights)
-    assert same_bits(model.get_weights(other), weights)
-    images = examples(5)[0]
-    assert np.array_equal(model.predict(other, images), model.predict(network, images))
+    other = build(name, CLASSES, seed=1)
+    set_weights(other, weights)
+    assert same_bits(get_weights(other), weights)
+    assert np.array_equal(model.predict(other, examples(5)), model.predict(network, examples(5)))
 
 
 def test_counters_beyond_what_a_float_can_count_survive(network):
-    weights = model.get_weights(network)
+    weights = get_weights(network)
     counters = [i for i, array in enumerate(weights) if array.dtype == np.int64]
     for i in counters:
         weights[i] = np.full(weights[i].shape, 2**53 + 1)
-    model.set_weights(network, weights)
-    assert all((model.get_weights(network)[i] == 2**53 + 1).all() for i in counters)
+    set_weights(network, weights)
+    assert all((get_weights(network)[i] == 2**53 + 1).all() for i in counters)
 
 
 def test_read_only_weights_as_they_come_from_the_wire_are_taken(network):
-    weights = model.get_weights(network)
+    weights = get_weights(network)
     for array in weights:
         array.setflags(write=False)
-    model.set_weights(network, weights)
+    set_weights(network, weights)
     train(network, 4)  # would fail, or warn, on memory that can't be written
-    assert not same_bits(model.get_weights(network), weights)
+    assert not same_bits(get_weights(network), weights)
 
 
 def refusal(network, weights: list[np.ndarray]) -> str:
     with pytest.raises(ValueError, match=r".") as caught:
-        model.set_weights(network, weights)
+        set_weights(network, weights)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_too_few_or_too_many_weights_are_refused(network):
-    weights = model.get_weights(network)
+    weights = get_weights(network)
     for wrong in (weights[:-1], [*weights, weights[0]], []):
         words = refusal(network, wrong)
         assert str(len(wrong)) in words
@@ -127,14 +145,14 @@ def test_too_few_or_too_many_weights_are_refused(network):
 
 def test_a_weight_of_another_shape_is_refused_by_name(network):
     for position, key in enumerate(network.state_dict()):
-        weights = model.get_weights(network)
+        weights = get_weights(network)
         weights[position] = weights[position][None]
         assert key in refusal(network, weights)
 
 
 def test_a_weight_of_another_type_is_refused_by_name(network):
     for position, key in enumerate(network.state_dict()):
-        weights = model.get_weights(network)
+        weights = get_weights(network)
         weights[position] = weights[position].astype(np.float64)
         assert key in refusal(network, weights)
 
@@ -142,7 +160,7 @@ def test_a_weight_of_another_type_is_refused_by_name(network):
 def test_buffer_positions_are_of_what_is_measured_and_not_trained(network):
     trained = {key for key, _ in network.named_parameters()}
     measured = [i for i, key in enumerate(network.state_dict()) if key not in trained]
-    assert list(model.buffer_positions(network)) == measured
+    assert list(buffer_positions(network)) == measured
 
 
 # Training
@@ -155,20 +173,20 @@ def test_training_is_a_function_of_the_seed_whatever_ran_before(network):
         torch.manual_seed(len(results))
         np.random.seed(len(results))
         loss = train(copied, 10, seed=seed)
-        results[run] = [*model.get_weights(copied), np.array(loss)]
+        results[run] = [*get_weights(copied), np.array(loss)]
     assert same_bits(results["one"], results["two"])
     assert not same_bits(results["one"], results["other"])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9])  # in batches of 4: fewer than a batch, and one left over
 def test_any_number_of_images_trains_to_numbers(network, n):
-    before = model.get_weights(network)
+    before = get_weights(network)
     before = [array.copy() for array in before]
     loss = train(network, n)
     assert isinstance(loss, float)
     assert np.isfinite(loss)
     assert loss > 0
-    after = model.get_weights(network)
+    after = get_weights(network)
     assert all(np.isfinite(array).all() for array in after)
     assert not same_bits(before, after)
 
@@ -184,33 +202,33 @@ def test_frozen_weights_stay_while_the_others_learn(network):
 
 def test_training_again_after_evaluation_goes_on_measuring(network):
     train(network, 8)
-    model.evaluate(network, *examples(8))
-    before = [array.copy() for array in model.get_weights(network)]
+    model.evaluate(network, examples(8), recipe())
+    before = [array.copy() for array in get_weights(network)]
     train(network, 8)
-    after = model.get_weights(network)
-    assert all((after[i] != before[i]).any() for i in model.buffer_positions(network))
+    after = get_weights(network)
+    assert all((after[i] != before[i]).any() for i in buffer_positions(network))
 
 
 def test_the_learning_rate_follows_a_schedule_over_all_rounds(network):
     early, late = copy.deepcopy(network), copy.deepcopy(network)
     train(early, 8, span=(0.2, 0.4))
     train(late, 8, span=(0.8, 1.0))
-    assert not same_bits(model.get_weights(early), model.get_weights(late))
+    assert not same_bits(get_weights(early), get_weights(late))
 
 
 def test_a_round_is_its_own_part_of_the_run_unless_another_is_given(network):
     one, other = copy.deepcopy(network), copy.deepcopy(network)
-    recipe = Recipe(rounds=4, batch_size=4, learning_rate=0.01)
-    model.train_round(one, *examples(8), recipe, 0, 2)
-    model.train_round(other, *examples(8), recipe, 0, 2, span=(0.25, 0.5))
-    assert same_bits(model.get_weights(one), model.get_weights(other))
+    made = recipe(rounds=4, batch_size=4, learning_rate=0.01)
+    model.train_round(one, examples(8), made, made.part(0, 2))
+    model.train_round(other, examples(8), made, made.part(0, 2, span=(0.25, 0.5)))
+    assert same_bits(get_weights(one), get_weights(other))
 
 
 def test_the_progress_bar_counts_the_batches_of_all_epochs_under_its_title(network, monkeypatch):
     bars = []
     monkeypatch.setattr(model, "tqdm", lambda batches, title, **how: bars.append((len(batches), title)) or batches)
-    recipe = Recipe(batch_size=4, learning_rate=0.01, local_epochs=2)
-    model.train_round(network, *examples(8), recipe, 0, 1, title="round 1 of 3")
+    made = recipe(batch_size=4, learning_rate=0.01, local_epochs=2)
+    model.train_round(network, examples(8), made, made.part(0, 1, "round 1 of 3"))
     assert bars == [(4, "round 1 of 3")]
 
 
@@ -225,7 +243,7 @@ def test_fedprox_keeps_the_weights_near_the_start_and_is_off_at_0(network):
         copied = copy.deepcopy(network)
         train(copied, 16, local_epochs=3, learning_rate=0.05, **({} if mu is None else {"proximal_mu": mu}))
         steps[mu] = distance([each.detach().numpy() for each in copied.parameters()], [each.numpy() for each in start])
-        bits[mu] = [array.tobytes() for array in model.get_weights(copied)]
+        bits[mu] = [array.tobytes() for array in get_weights(copied)]
     assert bits[None] == bits[0.0] != bits[10.0]
     assert steps[10.0] < 0.8 * steps[0.0]
 
@@ -246,8 +264,9 @@ class Sum(nn.Module):
 @pytest.mark.parametrize("mu", [0.0, 2.0])
 def test_two_steps_of_fedprox_by_hand(start, mu):
     network = Sum(*start)
-    recipe = Recipe(rounds=1, local_epochs=2, batch_size=2, learning_rate=0.1, proximal_mu=mu)
-    model.train_round(network, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), recipe, 0, 1)
+    made = recipe(rounds=1, local_epochs=2, batch_size=2, learning_rate=0.1, proximal_mu=mu)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    model.train_round(network, (images, torch.tensor([0, 1])), made, made.part(0, 1))
     weights, momenta = list(start), [0.0 for _ in start]
     for rate in (0.1 * 0.75 / 0.8, 0.1 * 0.25 / 0.8):  # at a quarter and at three quarters of the run
         slope = 1 / (1 + math.exp(-sum(weights))) - 0.5  # of the loss; half the labels are 0
@@ -259,11 +278,30 @@ def test_two_steps_of_fedprox_by_hand(start, mu):
 
 
 def test_training_lowers_the_loss_on_what_it_is_trained_on(network):
-    images, labels = examples(16)
-    before = model.evaluate(network, images, labels)["loss"]
+    before = model.evaluate(network, examples(16), recipe())["loss"]
     train(network, 16, local_epochs=10)
-    after = model.evaluate(network, images, labels)["loss"]
+    after = model.evaluate(network, examples(16), recipe())["loss"]
     assert after < before
+
+
+def own_loss(labels: list[int], **own: object) -> float:
+    """The training loss of an epoch in one batch, of a network that gives the logits 0 whatever it sees."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
+    nn.init.zeros_(network[1].weight), nn.init.zeros_(network[1].bias)
+    made = recipe(batch_size=100, own=own)
+    images = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
+    return model.train_round(network, (images, torch.tensor(labels)), made, made.part(0, 1))["train_loss"]
+
+
+def test_label_smoothing_and_logit_adjustment_by_hand():
+    """Of four examples three are of class 0; adjusted, the network expects just that before it learns anything."""
+    prior = [3.01 / 4.02, 1.01 / 4.02]
+    entropy = -sum(p * math.log(p) for p in prior)
+    adjusted = -(0.75 * math.log(prior[0]) + 0.25 * math.log(prior[1]))
+    labels = [0, 0, 0, 1]
+    assert own_loss(labels, label_smoothing=0, logit_adjustment=False) == pytest.approx(math.log(2))
+    assert own_loss(labels, label_smoothing=0) == pytest.approx(adjusted)
+    assert own_loss(labels) == pytest.approx(0.9 * adjusted + 0.1 * entropy)
 
 
 # Evaluation and prediction
@@ -272,8 +310,8 @@ def test_training_lowers_the_loss_on_what_it_is_trained_on(network):
 @pytest.mark.parametrize("n", [1, 3, 1203])  # 1203: uneven, whatever the batches are
 def test_loss_and_accuracy_are_means_over_examples(network, n):
     images, labels = examples(n)
-    loss, accuracy = (model.evaluate(network, images, labels)[name] for name in ("loss", "accuracy"))
-    probabilities = np.asarray(model.predict(network, images), np.float64)
+    loss, accuracy = (model.evaluate(network, (images, labels), recipe())[name] for name in ("loss", "accuracy"))
+    probabilities = np.asarray(model.predict(network, (images, labels)), np.float64)
     chosen = probabilities[np.arange(n), labels.numpy()]
     assert loss == pytest.approx(-np.log(chosen).mean(), rel=1e-4)
     assert accuracy == pytest.approx((probabilities.argmax(1) == labels.numpy()).mean(), abs=1e-9)
@@ -281,22 +319,21 @@ def test_loss_and_accuracy_are_means_over_examples(network, n):
 
 def test_evaluation_measures_nothing_into_the_network(network):
     train(network, 8)
-    before = [array.copy() for array in model.get_weights(network)]
-    images, labels = examples(9)
-    first = model.evaluate(network, images, labels)
-    model.predict(network, images)
-    assert model.evaluate(network, images, labels) == first
-    assert same_bits(model.get_weights(network), before)
+    before = [array.copy() for array in get_weights(network)]
+    first = model.evaluate(network, examples(9), recipe())
+    model.predict(network, examples(9))
+    assert model.evaluate(network, examples(9), recipe()) == first
+    assert same_bits(get_weights(network), before)
 
 
 def test_an_example_is_judged_alone_whatever_is_evaluated_beside_it(network):
     train(network, 8)
-    images, _ = examples(9)
-    together, alone = model.predict(network, images), model.predict(network, images[:1])
+    images, labels = examples(9)
+    together, alone = model.predict(network, (images, labels)), model.predict(network, (images[:1], labels[:1]))
     assert np.asarray(together)[0] == pytest.approx(np.asarray(alone)[0], abs=1e-6)
 
 
 def test_probabilities_sum_to_1(network):
-    probabilities = np.asarray(model.predict(network, examples(7)[0]))
+    probabilities = np.asarray(model.predict(network, examples(7)))
     assert (probabilities >= 0).all()
     assert probabilities.sum(1) == pytest.approx(np.ones(7), abs=1e-5)

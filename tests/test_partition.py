@@ -59,12 +59,14 @@ def test_a_split_leaves_numpys_global_random_state_alone(name):
 
 
 @pytest.mark.parametrize("name", ["iid", "shards", "quantity-skew"])  # dirichlet needs luck with so few, and says so
-def test_twice_as_many_images_as_clients_are_enough_and_one_less_is_too_few(name):
+def test_twice_as_many_examples_as_clients_are_enough_and_one_less_is_too_few(name):
     for clients in (1, 2, 3, 10, 20):
         for seed in range(30):
             enough = cut(name, np.arange(2 * clients) % 2, clients, seed)
             assert min(map(len, enough)) >= 1
-        with pytest.raises(ValueError, match=rf"^{2 * clients - 1} images are too few for {clients} clients; .*lower"):
+        with pytest.raises(
+            ValueError, match=rf"^{2 * clients - 1} examples are too few for {clients} clients; .*lower"
+        ):
             cut(name, np.arange(2 * clients - 1) % 2, clients)
 
 
@@ -134,7 +136,7 @@ def test_sizes_of_many_clients_shrink_alike_instead_of_running_out():
     assert sizes.max() / sizes.min() > 3  # minor and major still tell apart
 
 
-def test_local_gives_every_client_all_of_its_own_images_and_two_clients_need_only_one():
+def test_local_gives_every_client_all_of_its_own_examples_and_two_clients_need_only_one():
     train, test = shares(LABELS, LABELS, 3, "local", 0.5, 0)
     assert all(np.array_equal(part, np.arange(1000)) for part in train + test)
     assert [part.tolist() for part in cut("local", np.zeros(1, int), 2)] == [[0], [0]]

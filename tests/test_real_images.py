@@ -31,6 +31,6 @@ def test_the_default_recipe_learns_from_real_images(images, tmp_path):
         output = federation.start("demo", ROOT / "demo.py", *where).ends(0, 250)
         rounds = federation.history()["rounds"]
     assert "6,000" not in output  # nobody holds all the images
-    assert "2,000 training and 33" in output  # 333 or 334 of the 1,000 test images
+    assert "2,000 training and 33" in output  # 333 or 334 of the 1,000 test examples
     assert rounds[0]["accuracy"] < 0.2
     assert rounds[-1]["accuracy"] >= REACHED

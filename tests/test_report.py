@@ -1,6 +1,7 @@
 """Tables, pictures and the page: numbers add up, nothing is fetched, and a real browser shows it all."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -12,8 +13,9 @@ import sys
 import threading
 from types import SimpleNamespace
 
+from federation.config import ACCURACY, LOSS, Metric
 from federation.results import html as html_page
-from federation.results import plots, report
+from federation.results import plots, report, tables
 from federation.results.comparison import Baseline, Training, comparison, verdict
 from federation.results.history import History, RoundRecord, VersionRecord
 from federation.results.observers import Observers
@@ -64,7 +66,7 @@ def test_the_comparison_has_a_row_a_round_and_a_column_for_everybody():
         ["0", "0.5000", "0.9000", "0.5500", "0.5000", "0.6000"],
         ["1", "0.7500", "0.9000", "0.5500", "0.5000", "0.6000"],
         ["2", "1.0000", "0.9000", "0.5500", "0.5000", "0.6000"],
-        ["images", "48", "48", "24", "24", "24"],
+        ["examples", "48", "48", "24", "24", "24"],
         ["seconds", "3.0", "2.0", "1.0", "1.0", "1.0"],  # round 0 only evaluates
     ]
 
@@ -83,10 +85,10 @@ def test_a_run_that_went_on_after_its_comparison_leaves_gaps():
     assert comparison(history, baseline)[4] == ["3", "1.0000", "–", "–", "–", "–"]
 
 
-def test_the_mean_alone_counts_clients_not_images():
+def test_the_mean_alone_counts_clients_not_examples():
     alone = [
-        Training(images, [RoundRecord(0, {"accuracy": accuracy, "loss": 1.0}, seconds=2.0)])
-        for images, accuracy in ((1, 0.0), (3, 1.0))
+        Training(examples, [RoundRecord(0, {"accuracy": accuracy, "loss": 1.0}, seconds=2.0)])
+        for examples, accuracy in ((1, 0.0), (3, 1.0))
     ]
     mean = Baseline(1, 1, "cpu", alone[0], alone).mean_alone()
     assert mean == Training(2.0, [RoundRecord(0, {"accuracy": 0.5, "loss": 1.0}, seconds=2.0)])
@@ -112,22 +114,23 @@ def test_sizes_are_in_powers_of_1000():
 
 def test_a_table_has_a_column_for_every_metric_and_says_its_head_again_when_one_is_new():
     rows = [RoundRecord(0, {"loss": 2.5, "accuracy": 0.25}), RoundRecord(1, {"f1": 7.0, "accuracy": 0.5, "loss": 1.0})]
-    assert table(rows).splitlines() == [
+    history = History({}, rows)
+    assert table(history).splitlines() == [
         "round  clients  accuracy    loss        f1  seconds   received",
         "    0        0    0.2500   2.500         –      0.0        0 B",
         "    1        0    0.5000   1.000    7.0000      0.0        0 B",
     ]
-    lines = Table()
+    lines = Table(history)
     assert lines.lines(rows[0]) == [
         "round  clients  accuracy    loss  seconds   received",
         "    0        0    0.2500   2.500      0.0        0 B",
     ]
-    assert lines.lines(rows[1]) == [table(rows).splitlines()[0], table(rows).splitlines()[2]]
+    assert lines.lines(rows[1]) == [table(history).splitlines()[0], table(history).splitlines()[2]]
 
 
 def test_a_version_names_the_clients_whose_updates_made_it():
     updates = [{"partition": 2, "staleness": 0}, {"partition": 0, "staleness": 3}]
-    assert table([VersionRecord(1, {}, updates=updates, time=2.5)]).splitlines() == [
+    assert table(History({}, [VersionRecord(1, {}, updates=updates, time=2.5)])).splitlines() == [
         "version    clients  staleness  accuracy    loss  at second   received",
         "      1       2, 0       0, 3         –       –        2.5        0 B",
     ]
@@ -165,7 +168,7 @@ def test_another_metric_of_the_asynchronous_mode_is_drawn_where_it_is_known():
     versions[1].metrics = {}
     history.rounds = versions
     history = History.from_json(history.to_json())
-    assert table(history.rounds).splitlines()[1:] == [
+    assert table(history).splitlines()[1:] == [
         "      0          0          0    0.5000   1.000    7.0000        0.0        0 B",
         "      1          0          0         –       –         –        1.0        0 B",
         "      2          0          0    0.5000   1.000    7.0000        2.0        0 B",
@@ -184,6 +187,170 @@ def test_the_page_shows_every_clients_step_and_its_cosine():
     history.rounds[1].by_client |= {"step_size": many, "cosine": {"3": -0.5, "4": 0.9}}
     page = html_page.run_page("r", history, None, {"accuracy": (b"", b"")})
     assert '<td class="number">19 (client 19)</td><td class="number">-0.50 (client 3)</td>' in page
+
+
+# Another main metric
+
+MAE = Metric("mae", higher_is_better=False, lowest=0, digits=1)
+R2 = Metric("r2", highest=1, digits=3, additive=False)
+
+
+def of_regression(clients: int = 2, declared: tuple[Metric, ...] = (MAE, R2)) -> History:
+    """Mean absolute errors of 40, 20 and 10; no classes."""
+    history = make_history(clients=clients)
+    history.config |= {"task": {"metrics": [dataclasses.asdict(metric) for metric in declared]}, "classes": []}
+    for record in history.rounds:
+        error = 40 / 2**record.round
+        record.metrics = {"mae": error, "r2": -0.5 + record.round / 2, "loss": error / 10}
+        record.by_client = {"mae": {str(p): error + p for p in range(clients)}}
+    return History.from_json(history.to_json())
+
+
+def baseline_of(history: History) -> Baseline:
+    """Errors of 5 centralised, and of 30 + p of client p alone."""
+    baseline = make_baseline(history)
+    for one in (baseline.centralised, *baseline.alone):
+        for record in one.rounds:
+            del record.metrics["accuracy"]
+            record.metrics["mae"] = 5.0 if one.partition is None else 30.0 + one.partition
+    return baseline
+
+
+def test_without_a_word_from_the_task_accuracy_is_the_main_metric_and_of_others_nothing_is_known():
+    history = with_f1(make_history())
+    assert history.declared == [history.main] == [ACCURACY]
+    assert history.metric("f1") == Metric("f1")
+    assert history.metric("loss") == LOSS
+    assert history.averaged() == []
+    assert [record.main() for record in history.rounds] == [0.5, 0.75, 1.0]
+
+
+def test_the_tasks_first_metric_is_the_main_one_after_the_file_too():
+    history = of_regression()
+    assert history.main == MAE
+    assert history.declared == [MAE, R2]
+    assert history.metric("r2") == R2
+    assert history.metric_names() == ["mae", "loss", "r2"]
+    assert history.averaged() == ["r2"]
+    assert [record.main() for record in history.rounds] == [40, 20, 10]
+    assert list(history.rounds[0].to_json())[:4] == ["round", "mae", "loss", "r2"]
+    assert "accuracy" not in history.to_json()
+
+
+def test_a_task_may_say_more_of_its_loss_or_have_it_for_its_main_metric():
+    loss = Metric("loss", higher_is_better=False, digits=1)
+    history = of_regression(declared=(MAE, loss))
+    assert history.metric("loss") == loss
+    history = of_regression(declared=(loss,))
+    assert [record.main() for record in history.rounds] == [4, 2, 1]
+    assert history.metric_names() == ["loss", "mae", "r2"]
+    shape(plots.metrics(history, None, LIGHT))
+
+
+def test_a_table_has_a_metrics_own_digits_and_says_below_what_is_no_plain_mean():
+    assert table(of_regression()).splitlines() == [
+        "round  clients       mae    loss        r2  seconds   received",
+        "    0        2      40.0   4.000    -0.500      0.0        0 B",
+        "    1        2      20.0   2.000     0.000      1.0     1.0 kB",
+        "    2        2      10.0   1.000     0.500      2.0     2.0 kB",
+        "r2: the mean over the clients, not the value on all test examples together",
+    ]
+
+
+def test_a_remark_names_every_metric_that_is_no_plain_mean_and_only_those_that_came():
+    auc = Metric("auc", additive=False)
+    assert tables.remarks(of_regression(declared=(MAE, auc))) == []
+    history = of_regression(declared=(MAE, R2, auc))
+    history.rounds[-1].metrics["auc"] = 0.5
+    words = "auc, r2: the mean over the clients, not the value on all test examples together"
+    assert tables.remarks(history) == [words]
+    assert table(history).splitlines()[-1] == words
+    assert words in html_page.run_page("r", history, None, {"accuracy": (b"", b"")})
+
+
+def test_where_less_is_better_the_worst_client_has_the_most():
+    history = of_regression(clients=9)
+    cells = comparison(history, baseline_of(history))
+    assert cells[0] == ["round", "federated", "centralised", "alone, mean", "worst: 8", "best: 0"]
+    assert cells[3] == ["2", "10.0", "5.0", "34.0", "38.0", "30.0"]
+
+
+def test_the_verdict_is_about_the_main_metric():
+    history = of_regression()
+    words = "Federated mae is 10.0 (lower is better): 20.5 below the mean of the clients alone, 5.0 above centralised"
+    assert verdict(history, baseline_of(history)).startswith(words)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that are drawn."""
+    drawn, real = [], plots.canvas
+
+    @contextlib.contextmanager
+    def canvas(*about):
+        with real(*about) as figure:
+            yield figure
+            drawn.append(figure)
+
+    monkeypatch.setattr(plots, "canvas", canvas)
+    return drawn
+
+
+def legend(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_picture_of_another_main_metric_begins_with_it_and_its_clients(figures):
+    history = of_regression()
+    shape(plots.metrics(history, baseline_of(history), LIGHT))
+    (figure,) = figures
+    assert [axes.get_ylabel().partition(",")[0] for axes in figure.axes] == ["mae", "r2", "loss"]
+    assert "federated, on each client's share" in legend(figure)
+    curves = [list(line.get_ydata()) for line in figure.axes[0].lines]
+    assert curves[:2] == [[40, 20, 10], [41, 21, 11]]
+    assert "chance" not in legend(figure), "nobody says what guessing reaches"
+
+
+def test_the_ends_of_a_metrics_range_and_what_chance_reaches_are_drawn(figures):
+    auc = Metric("auc", lowest=0, highest=1, chance=0.5)
+    history = of_regression(declared=(auc,))
+    for record in history.rounds:
+        record.metrics["auc"] = 0.9
+    shape(plots.metrics(history, None, LIGHT))
+    main = figures[0].axes[0]
+    assert main.get_ylim() == (0, 1)
+    (chance,) = [line for line in main.lines if line.get_label() == "chance"]
+    assert list(chance.get_ydata()) == [0.5, 0.5]
+
+
+def test_chance_is_worked_out_for_accuracy_alone_and_only_where_there_are_classes(figures):
+    for classes, heights in ((["a", "b", "c", "d"], [0.25]), ([], [])):
+        history = make_history()
+        history.config["classes"] = classes
+        shape(plots.metrics(history, None, LIGHT))
+        drawn = [line.get_ydata()[0] for line in figures[-1].axes[0].lines if line.get_label() == "chance"]
+        assert drawn == heights
+
+
+def test_a_curve_below_0_is_seen_whole_and_only_the_losses_axis_begins_at_0(figures):
+    loss = Metric("loss", higher_is_better=False, digits=1)
+    for declared in ((MAE, R2), (loss, R2)):
+        shape(plots.metrics(of_regression(declared=declared), None, LIGHT))
+        axes = {each.get_ylabel().partition(",")[0]: each for each in figures[-1].axes}
+        assert axes["r2"].get_ylim()[0] < -0.5
+        assert axes["loss"].get_ylim()[0] == 0
+
+
+def test_a_run_without_classes_has_a_page_and_no_picture_of_who_holds_what(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    history = of_regression()
+    history.config["class_counts"] = {}
+    folder.save_history(history)
+    assert [path.name for path in report.write(folder, show_images=True)] == ["accuracy.png", "report.html"]
+    page = (folder.path / "report.html").read_text()
+    assert '<td class="number">10.0</td>' in page
+    assert "accuracy" not in re.sub(r'"data:image/png;base64,[^"]*"', '"png"', page).lower()
 
 
 # Observers
@@ -396,7 +563,7 @@ def test_tensorboard_that_is_not_installed_is_one_line_before_the_run(tmp_path, 
     ("counts", "event"),
     [([60, 40], "join"), (None, "join"), ([60, 41], "refuse"), ([100], "refuse"), ([101, -1], "refuse")],
 )
-def test_class_counts_must_add_up_to_the_declared_images(counts, event):
+def test_class_counts_must_add_up_to_the_declared_examples(counts, event):
     heard, happened = [], threading.Event()
 
     def notify(kind, partition, words):

@@ -18,7 +18,7 @@ def start_clients(federation, *flags) -> list[Process]:
 
 @pytest.fixture(scope="module")
 def quiet_model(tmp_path_factory) -> bytes:
-    """model.npz of the run that nothing happened to."""
+    """model.safetensors of the run that nothing happened to."""
     with Federation(tmp_path_factory.mktemp("quiet")) as federation:
         server = federation.server("--rounds", ROUNDS, "--strategy", "fedadam")
         start_clients(federation)
@@ -69,7 +69,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(fede
     damaged = bytearray(newest.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
     newest.write_bytes(damaged)
-    (federation.run_dir / "model.npz").unlink()
+    (federation.run_dir / "model.safetensors").unlink()
     server = federation.server("--resume", federation.run_dir)
     start_clients(federation)
     output = server.ends(0)
@@ -90,7 +90,7 @@ def test_an_interrupted_server_tells_its_clients_and_ends_within_5_seconds(feder
     for client in clients:
         client.says("the server was stopped by|ended the connection|no server at")
     assert newest(federation) >= 1
-    server = federation.server("--resume", federation.run_dir, "--target-accuracy", 0.1)
+    server = federation.server("--resume", federation.run_dir, "--target", 0.1)
     server.ends(0)
     for client in clients:
         client.ends(0)
@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_the_last_checkpoint
     assert "can't be written (File too large)" in output
     for client in clients:
         assert "failed" in client.ends(1)
-    server = federation.server("--resume", federation.run_dir, "--target-accuracy", 0.1)
+    server = federation.server("--resume", federation.run_dir, "--target", 0.1)
     start_clients(federation)
     assert "damaged" not in server.ends(0)
 

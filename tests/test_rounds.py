@@ -1,15 +1,20 @@
 """Whole runs in this process, in milliseconds: what counts, what is left out, how a run ends and goes on."""
 
+import dataclasses
 import signal
 
+from federation import model_file
 from federation.compression import TooLarge
+from federation.config import Metric
+from federation.protocol import TaskSummary
 from federation.results.observers import Observers
 from federation.results.run_folder import RunFolder
 from federation.server.dispatch import Dispatcher
 
 import numpy as np
 import pytest
-from helpers.in_process import Learner, federation, lost
+from flwr.common import GetParametersRes, ndarrays_to_parameters
+from helpers.in_process import OK, Learner, federation, lost
 
 
 def finite(weights: list[np.ndarray]) -> bool:
@@ -198,25 +203,80 @@ def test_a_run_in_which_no_update_ever_counted_has_failed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "error: no update of any client counted, so the model is the untrained one" in said
     assert "--resume" not in said
-    assert not (server.folder.path / "model.npz").exists()
+    assert not (server.folder.path / "model.safetensors").exists()
 
 
 def test_the_target_ends_the_run_after_the_round_that_reaches_it(tmp_path, capsys):
-    server = federation(tmp_path, [Learner(0.3), Learner(0.3)], rounds=9, target_accuracy=0.5)
+    server = federation(tmp_path, [Learner(0.3), Learner(0.3)], rounds=9, target=0.5)
     server.federate()
     assert server.exit_code == 0
     assert [each.round for each in server.history.rounds] == [0, 1, 2]
-    assert "accuracy 0.5 reached after round 2 (--target-accuracy)" in capsys.readouterr().out
+    assert "accuracy 0.5 reached after round 2 (--target)" in capsys.readouterr().out
 
 
 def test_the_untrained_model_is_round_0_and_never_reaches_the_target(tmp_path):
     generous = Learner(evaluate=lambda n, loss, e, m: (loss, e, {"accuracy": 0.9}))
-    server = federation(tmp_path, [generous], target_accuracy=0.5)
+    server = federation(tmp_path, [generous], target=0.5)
     server.federate()
     assert generous.evaluated == [0, 1]
     assert generous.fitted == [1]
     untrained = server.history.rounds[0]
     assert (untrained.round, untrained.clients, untrained.bytes_received) == (0, 1, 0)
+
+
+def regression(server):
+    """The clients of a task whose main metric is an error: 8 at first, and less by their step in each round."""
+    arrays = [["w", [2], "float32"], ["variance", [1], "float32"], ["count", [], "int64"]]
+    recipe = {"model": "mlp", "batch_size": 8, "learning_rate": 0.1, "own": {}}
+    metrics = [Metric("mae", higher_is_better=False)]
+    task = TaskSummary("regression", arrays, [], "", "", "", metrics, recipe, schema={}, columns=[])
+    server.clients.agreed = dataclasses.replace(server.clients.agreed, task=task)
+    for one in server.clients.ready():
+        one.summary = server.clients.agreed
+        one.client.learner.bad_evaluate = lambda n, loss, e, m: (loss, e, {"mae": 8 - m["accuracy"]})
+    return server
+
+
+def test_where_less_is_better_the_target_is_reached_from_above(tmp_path, capsys):
+    server = regression(federation(tmp_path, [Learner(3), Learner(3)], rounds=9, target=2.5))
+    server.federate()
+    assert server.exit_code == 0
+    assert [each.main() for each in server.history.rounds] == [8, 5, 2]
+    assert "mae 2.5 reached after round 2 (--target)" in capsys.readouterr().out
+
+
+def test_where_less_is_better_a_target_that_is_equalled_is_reached(tmp_path):
+    server = regression(federation(tmp_path, [Learner(3)], rounds=9, target=5))
+    server.federate()
+    assert server.rounds_done == 1
+
+
+def test_a_score_without_the_tasks_main_metric_does_not_count(tmp_path):
+    server = regression(federation(tmp_path, [Learner(), Learner(), Learner()], rounds=1))
+    server.clients.participants[1].client.learner.bad_evaluate = lambda n, loss, e, m: (loss, e, m)
+    server.federate()
+    assert server.exit_code == 0
+    assert reasons(server) == [(0, 1, "its mae is None"), (1, 1, "its mae is None")]
+    assert server.history.rounds[1].by_client["mae"] == {"0": 7.0, "2": 7.0}
+
+
+def test_a_main_metric_that_is_undefined_at_a_client_is_the_others_and_unknown_where_it_is_at_all(tmp_path):
+    undefined = lambda n, loss, e, m: (loss, e, {"mae": float("nan") if n == 1 else 4.0})  # noqa: E731
+    for name, number in (("one", 1), ("all", 2)):
+        server = regression(federation(tmp_path / name, [Learner(), Learner()], rounds=2, target=1))
+        metric = Metric("mae", higher_is_better=False, additive=False)
+        task = dataclasses.replace(server.clients.agreed.task, metrics=[metric])
+        server.clients.agreed = dataclasses.replace(server.clients.agreed, task=task)
+        for one in server.clients.ready():
+            one.summary = server.clients.agreed
+            if one.partition < number:
+                one.client.learner.bad_evaluate = undefined
+        server.federate()
+        assert server.exit_code == 0
+        assert reasons(server) == []
+        first = server.history.rounds[1]
+        assert (first.main(), first.by_client["mae"]) == {"one": (7.0, {"1": 7.0}), "all": (None, {})}[name]
+        assert len(server.history.rounds) == 3
 
 
 def test_too_few_clients_end_the_run_with_1_and_keep_the_checkpoint(tmp_path, capsys):
@@ -455,6 +515,105 @@ def test_with_data_of_their_own_a_client_that_lacks_a_class_is_told_all(tmp_path
     assert server.exit_code == 0
     assert "client 1 has no cat, which others have; it is told all classes\n" in capsys.readouterr().out
     assert server.history.config["classes"] == ["cat", "dog"]
+
+
+def test_a_client_of_another_task_makes_way_before_the_first_round_with_both_sides_values(tmp_path, capsys):
+    server = federation(tmp_path, [Learner(), Learner(), Learner()])
+    server.clients.agreed = None  # nothing is fixed before all are there
+    summary = server.clients.participants[0].summary
+    server.clients.participants[0].summary = dataclasses.replace(summary, input_shape=[3, 64, 64])
+    server.federate()
+    words = "it has inputs of shape [3, 64, 64], the others []; use one data.py"
+    assert server.clients.dropped == {0: words}
+    assert "2 of 3 clients came within 0.2 s" in capsys.readouterr().out
+
+
+def test_clients_of_a_task_without_classes_may_begin(tmp_path):
+    server = federation(tmp_path, [Learner(), Learner()], rounds=1)
+    for one in server.clients.ready():
+        one.classes = []
+    server.federate()
+    assert server.exit_code == 0
+    assert server.folder.load_config()["classes"] == []
+
+
+# Frozen layers, and weights to begin with
+
+FROZEN = {"base.weight": np.full((2, 2), 7, np.float32), "base.running_mean": np.array([np.inf], np.float32)}
+NAMES = ["w", "variance", "count"]
+
+
+def partly_frozen(server, initial: dict[str, np.ndarray] | None = None):
+    """The clients of a task with frozen weights, which they can send."""
+    described = [[name, list(array.shape), str(array.dtype)] for name, array in FROZEN.items()]
+    server = regression(server)
+    task = dataclasses.replace(
+        server.clients.agreed.task, frozen_arrays=described, frozen=model_file.hash_of(FROZEN), name="own"
+    )
+    server.clients.agreed = dataclasses.replace(server.clients.agreed, task=task)
+    server.clients.initial = initial or {}
+    for one in server.clients.ready():
+        one.summary = server.clients.agreed
+        plain = one.client.get_parameters
+        one.client.get_parameters = lambda ins, timeout, group_id, plain=plain: (
+            GetParametersRes(OK, ndarrays_to_parameters(list(FROZEN.values())))
+            if "frozen" in ins.config
+            else plain(ins, timeout, group_id)
+        )
+    return server
+
+
+def test_frozen_weights_are_asked_for_once_and_are_in_the_final_model(tmp_path):
+    server = partly_frozen(federation(tmp_path, [Learner(), Learner()], rounds=2))
+    server.federate()
+    assert server.exit_code == 0
+    arrays, about = model_file.read(server.folder.path / "model.safetensors")
+    assert sorted(arrays) == sorted([*FROZEN, *NAMES])
+    assert arrays["base.weight"].tolist() == [[7, 7], [7, 7]]
+    assert arrays["w"].tolist() == [2, 2]
+    assert about["task"] == "own"
+
+
+def test_a_resumed_run_still_has_the_frozen_weights(tmp_path):
+    partly_frozen(federation(tmp_path, [Learner(), Learner()], rounds=1)).federate()
+    (tmp_path / "run" / "model.safetensors").unlink()
+    server = partly_frozen(federation(tmp_path, [Learner(), Learner()], rounds=2, resume=True))
+    server.federate()
+    assert server.exit_code == 0
+    arrays, _ = model_file.read(server.folder.path / "model.safetensors")
+    assert arrays["base.weight"].tolist() == [[7, 7], [7, 7]]
+    assert arrays["w"].tolist() == [2, 2]
+
+
+def test_who_sends_other_frozen_weights_than_it_told_of_is_dropped_in_words(tmp_path, capsys):
+    server = partly_frozen(federation(tmp_path, [Learner()], rounds=1))
+    task = dataclasses.replace(server.clients.agreed.task, frozen="0" * 64)
+    server.clients.agreed = server.clients.ready()[0].summary = dataclasses.replace(server.clients.agreed, task=task)
+    server.federate()
+    assert server.exit_code == 1
+    said = capsys.readouterr().out
+    assert "client 0 can't send the untrained model: its frozen weights are not those that it told of" in said
+    assert "error: no client could send the untrained model" in said
+
+
+def test_weights_that_the_server_is_given_are_begun_with_and_no_client_is_asked(tmp_path):
+    given = {"w": np.array([5, 6], np.float32), "variance": np.ones(1, np.float32), "count": np.array(3), **FROZEN}
+    server = partly_frozen(federation(tmp_path, [Learner(), Learner()], rounds=1), given)
+    for one in server.clients.ready():
+        one.client.get_parameters = lost
+    server.federate()
+    assert server.exit_code == 0
+    assert server.weights[0].tolist() == [6, 7]
+    assert server.weights[2] == 4
+    arrays, _ = model_file.read(server.folder.path / "model.safetensors")
+    assert arrays["base.weight"].tolist() == [[7, 7], [7, 7]]
+
+
+def test_without_a_word_about_its_arrays_the_final_models_are_named_by_position(tmp_path):
+    server = federation(tmp_path, [Learner()], rounds=1)
+    server.federate()
+    arrays, about = model_file.read(server.folder.path / "model.safetensors")
+    assert (sorted(arrays), about) == (["w00000", "w00001", "w00002"], {})
 
 
 def test_what_clients_hold_by_class_is_kept_for_the_picture(tmp_path):

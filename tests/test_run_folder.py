@@ -4,14 +4,17 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from federation import model_file
 from federation.process import write_whole
 from federation.results.history import History, RoundRecord, VersionRecord, read_record
-from federation.results.run_folder import Checkpoint, RunFolder, new_run_dir
+from federation.results.run_folder import Checkpoint, RunFolder, load_initial, new_run_dir
 
 import numpy as np
 import pytest
 
 WEIGHTS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3)]
+MODEL = dict(zip(["head.weight", "norm.count"], WEIGHTS, strict=True))
+ABOUT = model_file.about("cifar10", {"model": "cnn"}, {"classes": ["cat", "dog"]}, {})
 STATE = [np.array(2), np.ones(3, np.float64)]
 
 
@@ -268,17 +271,67 @@ def test_when_all_checkpoints_are_damaged_there_is_none(folder, capsys):
 
 def test_the_same_weights_give_the_same_bytes_at_any_time(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
-    folder.save_model(WEIGHTS, "cnn", ["cat", "dog"])
-    before = (tmp_path / "model.npz").read_bytes()
+    folder.save_model(MODEL, ABOUT)
+    before = (tmp_path / "model.safetensors").read_bytes()
     monkeypatch.setattr("time.time", lambda: 2_000_000_000.0)
-    folder.save_model([array.copy() for array in WEIGHTS], "cnn", ["cat", "dog"])
-    assert (tmp_path / "model.npz").read_bytes() == before
+    folder.save_model({name: array.copy() for name, array in MODEL.items()}, dict(reversed(ABOUT.items())))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_the_model_holds_weights_by_position_the_network_and_the_class_names(tmp_path):
-    RunFolder(tmp_path).save_model(WEIGHTS, "cnn", ["cat", "dog"])
-    with np.load(tmp_path / "model.npz", allow_pickle=False) as file:
-        assert sorted(file.files) == ["classes", "model", "w00000", "w00001"]
-        assert (str(file["model"]), file["classes"].tolist()) == ("cnn", ["cat", "dog"])
-        assert np.array_equal(file["w00000"], WEIGHTS[0])
-        assert (file["w00001"].dtype, int(file["w00001"])) == (np.int64, 3)
+def test_the_model_holds_weights_by_name_the_network_and_the_class_names(tmp_path):
+    RunFolder(tmp_path).save_model(MODEL, ABOUT)
+    arrays, told = model_file.read(tmp_path / "model.safetensors")
+    assert told == ABOUT
+    assert (told["recipe"]["model"], told["schema"]["classes"]) == ("cnn", ["cat", "dog"])
+    assert sorted(arrays) == ["head.weight", "norm.count"]
+    assert np.array_equal(arrays["head.weight"], WEIGHTS[0])
+    assert (arrays["norm.count"].dtype, int(arrays["norm.count"])) == (np.int64, 3)
+
+
+def test_an_array_in_any_order_of_its_memory_is_stored_as_it_is_read(tmp_path):
+    turned = np.asfortranarray(WEIGHTS[0])
+    RunFolder(tmp_path).save_model({"w": turned, "half": turned[:, ::2]}, ABOUT)
+    arrays, _ = model_file.read(tmp_path / "model.safetensors")
+    assert arrays["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert arrays["half"].tolist() == [[0, 2], [3, 5]]
+
+
+def test_a_model_that_cant_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.save_model(MODEL, ABOUT)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def fill_the_disk(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        folder.save_model({"other": WEIGHTS[0]}, ABOUT)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert names(tmp_path) == ["model.safetensors"]
+
+
+def test_frozen_weights_are_kept_apart_and_come_back_by_name(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save_frozen(MODEL)
+    found = folder.load_frozen()
+    assert {name: array.tobytes() for name, array in found.items()} == {k: v.tobytes() for k, v in MODEL.items()}
+    assert model_file.hash_of(dict(sorted(found.items()))) == model_file.hash_of(MODEL)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"garbage" * 100, b"\xff" * 8, b"PK\x03\x04" + bytes(100)])
+def test_what_is_no_model_is_refused_in_words(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^no safetensors file \("):
+        model_file.read(tmp_path / "x")
+
+
+def test_initial_weights_that_cant_be_read_are_one_line(tmp_path, capsys):
+    (tmp_path / "x").write_bytes(b"garbage")
+    for name, words in (("x", "no safetensors file"), ("y", "No such file")):
+        with pytest.raises(SystemExit) as end:
+            load_initial(str(tmp_path / name))
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--initial-weights {tmp_path / name} can't be read ({words}" in line
+    assert load_initial(None) == {}

@@ -7,6 +7,7 @@ import pickle
 import sys
 from types import SimpleNamespace
 
+from federation.client import node_app
 from federation.client import session as module
 from federation.client.node_app import Node, make_app, read_assignment
 from federation.client.session import Session, host_name
@@ -113,12 +114,12 @@ def test_an_update_is_the_clients_own_and_said_in_one_line(capsys):
     weights, examples, metrics = admitted().fit(WEIGHTS, ROUND)
     assert [array.tolist() for array in weights] == [(WEIGHTS[0] + 1).tolist(), 5]
     assert (examples, metrics) == (100, {"train_loss": 0.25})
-    assert capsys.readouterr().out == "round 2: trained on 100 images in 0.0 s, loss 0.250\n"
+    assert capsys.readouterr().out == "round 2: trained on 100 examples in 0.0 s, loss 0.250\n"
 
 
 def test_a_training_of_the_asynchronous_mode_is_called_by_its_number_and_version(capsys):
     admitted().fit(WEIGHTS, {**ROUND, "version": 7})
-    assert capsys.readouterr().out.startswith("training 2, from version 7: trained on 100 images")
+    assert capsys.readouterr().out.startswith("training 2, from version 7: trained on 100 examples")
 
 
 def test_scores_are_the_clients_own_and_kept_for_the_summary():
@@ -133,6 +134,45 @@ def test_only_numbers_leave_a_client():
     told = session.evaluate(WEIGHTS, ROUND)[2]
     assert set(told) == {"accuracy", "f1"}
     assert told["accuracy"] == 1.0
+
+
+def test_the_frozen_weights_are_asked_for_by_a_word_that_reaches_the_client():
+    session = admitted()
+    session.client.get_parameters = lambda config: [np.zeros(2)] if "frozen" in config else WEIGHTS
+    assert session.get_parameters({"frozen": True})[0].tolist() == [0, 0]
+    assert session.get_parameters({}) is WEIGHTS
+
+
+def columns_of(session: Session, **config: str) -> dict:
+    answer = session.get_properties({"ask": "columns", **config})
+    return json.loads(answer["columns"]) if "columns" in answer else answer
+
+
+def test_of_its_columns_a_client_tells_sums_and_takes_in_the_statistics_of_all():
+    taken = []
+    session = admitted(
+        replaced={"column_sums": lambda means: {"age": (10, 5.0 - means.get("age", 0))}, "scale": taken.append}
+    )
+    assert columns_of(session) == {"age": [10, 5.0]}
+    assert columns_of(session, means='{"age": 1.5}') == {"age": [10, 3.5]}
+    assert columns_of(session, statistics='{"age": [20, 1.5, 0.5]}') == {}
+    assert taken == [{"age": [20, 1.5, 0.5]}]
+    assert session.assignment.statistics == '{"age": [20, 1.5, 0.5]}'
+
+
+def test_a_client_that_comes_back_with_the_statistics_it_has_does_not_read_its_data_again(capsys):
+    session = admitted(replaced={"scale": lambda statistics: None})
+    first = session.client
+    columns_of(session, statistics='{"age": [20, 1.5, 0.5]}')
+    session.get_properties({**PLACE, "columns": '{"age": [20, 1.5, 0.5]}'})
+    assert session.client is first
+    session.get_properties({**PLACE, "columns": '{"age": [30, 1.5, 0.5]}'})
+    assert session.client.assignment.statistics == '{"age": [30, 1.5, 0.5]}'
+
+
+def test_columns_that_cant_be_summed_are_told_by_their_kind_alone(capsys):
+    session = admitted(replaced={"column_sums": fails})
+    assert columns_of(session) == {"error": "its own code failed (OSError)"}
 
 
 def test_the_machines_cores_are_shared_before_every_work():
@@ -158,7 +198,7 @@ def test_slowdown_multiplies_the_time_that_work_takes(monkeypatch, capsys, slowd
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
     session.fit(WEIGHTS, ROUND)
     assert clock.now == seconds
-    assert capsys.readouterr().out == f"round 2: trained on 100 images in {seconds:.1f} s\n"
+    assert capsys.readouterr().out == f"round 2: trained on 100 examples in {seconds:.1f} s\n"
 
 
 def test_compressed_weights_are_unpacked_for_the_client_and_packed_for_the_way():
@@ -303,7 +343,12 @@ def context(**node_config: object) -> Context:
 
 def test_a_node_has_its_partition_from_the_node_config_and_the_recipe_from_the_run_config():
     assignment = read_assignment(context(partition_id=2, num_partitions="3"))
-    assert assignment == Assignment(2, 3, Recipe(rounds=4, model="lenet"))
+    assert assignment == Assignment(2, 3, Recipe(rounds=4, model="lenet", own={}))
+
+
+def test_the_tasks_own_settings_are_words_of_the_run_config(monkeypatch):
+    monkeypatch.setitem(RUN_CONFIG, "set", "hidden=32 name=a")
+    assert read_assignment(context(partition_id=2, num_partitions=3)).recipe.own == {"hidden": "32", "name": "a"}
 
 
 @pytest.mark.parametrize("config", [{}, {"partition_id": 1}, {"partition_id": "first", "num_partitions": 3}])
@@ -313,9 +358,8 @@ def test_a_node_config_without_a_partition_is_said_with_the_remedy(config):
 
 
 def test_a_node_says_who_it_is_and_what_it_holds_in_one_answer():
-    node = Node(
-        context(partition_id=1, num_partitions=3), lambda a: Client(a, classes=["cat", "dog"]), lambda number: None
-    )
+    schema = {"classes": ["cat", "dog"]}
+    node = Node(context(partition_id=1, num_partitions=3), lambda a: Client(a, schema=schema), lambda number: None)
     answer = node.get_properties({"salt": "s"})
     hello, summary = read_hello(answer), read_summary(answer)
     assert (hello.classes, hello.wanted, hello.host) == (["cat", "dog"], 1, host_name("s"))
@@ -331,23 +375,28 @@ def test_a_node_opens_its_part_for_the_work_itself_too():
 def test_an_app_opens_the_data_once_and_each_partition_once(monkeypatch):
     opened, made, shared = [], [], []
     compute = SimpleNamespace(find_device=lambda name: f"the {name}", share_cores=lambda *n: shared.append(n))
+    task = SimpleNamespace(open_dataset=lambda name, folder: opened.append((name, folder)) or name)
     monkeypatch.setitem(sys.modules, "federation.client.compute", compute)  # imports torch
-    monkeypatch.setattr("federation.client.node_app.ClientApp", lambda client_fn: client_fn)
+    monkeypatch.setattr(node_app, "open_task", lambda: task)
+    monkeypatch.setattr(node_app, "ClientApp", lambda client_fn: client_fn)
+    node_app._open_data.cache_clear()
 
-    def client_class(dataset, assignment, device):
+    def client_class(given, dataset, assignment, device):
         made.append((dataset, assignment.partition, device))
+        assert given is task
         return Client(assignment)
 
-    client_fn = make_app(client_class, lambda name, folder: opened.append((name, folder)) or name)
+    client_fn = make_app(client_class)
     for partition in (0, 1, 0):
         node = client_fn(context(partition_id=partition, num_partitions=2, device="gpu", threads=2))
         node.numpy_client.fit(WEIGHTS, ROUND)
+    node_app._open_data.cache_clear()
     assert opened == [("synthetic", "data")]
     assert made == [("synthetic", 0, "the gpu"), ("synthetic", 1, "the gpu")]
     assert shared == [(2, 3)] * 3
 
 
 def test_the_simulation_engine_can_pickle_an_app_for_its_processes(monkeypatch):
-    monkeypatch.setattr("federation.client.node_app.ClientApp", lambda client_fn: client_fn)
-    kept = inspect.getclosurevars(make_app(Client, host_name)).nonlocals
+    monkeypatch.setattr(node_app, "ClientApp", lambda client_fn: client_fn)
+    kept = inspect.getclosurevars(make_app(Client)).nonlocals
     assert pickle.loads(pickle.dumps(kept)) == kept

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from helpers.updates import update
 
+# What the project's own task makes of a recipe: its networks with their defaults.
+MODELS = {"cnn": {"batch_size": 64, "learning_rate": 0.15}, "lenet": {"batch_size": 32, "learning_rate": 0.02}}
 # As commit eaf4b7f, the last before the settings became one dataclass field each, sent and stored them.
 OLD_RECIPE = (
     '{"model": "cnn", "rounds": 3, "local_epochs": 1, "batch_size": 64, "learning_rate": 0.15, '
@@ -62,14 +64,81 @@ def test_a_whole_number_does_for_a_number_however_large():
 
 
 def test_what_is_left_out_follows_from_the_rest():
-    assert (Recipe().batch_size, Recipe(model="lenet").batch_size) == (64, 32)
-    assert (Recipe().learning_rate, Recipe(model="lenet").learning_rate) == (0.15, 0.02)
     assert [ServerSettings(clients=n).min_clients for n in (1, 2, 9)] == [1, 2, 2]
     assert [ServerSettings(clients=n, mode="async").buffer_size for n in (1, 3, 4)] == [1, 2, 3]
     assert ServerSettings(strategy="fedadam").server_learning_rate == 0.01
     assert ServerSettings(strategy="fedavgm").server_learning_rate == 1
     sync = ServerSettings()
     assert {sync.buffer_size, sync.max_staleness, sync.patience, sync.server_learning_rate} == {None}
+
+
+OPEN = (None, None, None, None)
+
+
+def of_task(recipe: Recipe) -> tuple:
+    return recipe.model, recipe.batch_size, recipe.learning_rate, recipe.own
+
+
+def test_what_is_the_tasks_stays_open_until_the_task_completes_it():
+    assert of_task(Recipe()) == OPEN
+    assert of_task(Recipe().complete(MODELS)) == ("cnn", 64, 0.15, {})
+    assert of_task(Recipe(model="lenet").complete(MODELS)) == ("lenet", 32, 0.02, {})
+    assert of_task(Recipe(batch_size=8).complete(MODELS)) == ("cnn", 8, 0.15, {})
+    assert of_task(Recipe().complete({"network": {}})) == ("network", 32, 0.05, {})
+    assert Recipe().complete(MODELS).complete(MODELS) == Recipe().complete(MODELS)
+
+
+def test_a_network_that_the_task_does_not_have_is_refused_with_those_that_it_has():
+    with pytest.raises(ValueError, match=r"^--model must be one of the task's \(cnn, lenet\), got 'vgg'$"):
+        Recipe(model="vgg").complete(MODELS)
+
+
+OWN = {"mlp": {"batch_size": 16, "hidden": 16, "dropout": 0.5, "residual": True, "norm": "batch"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "value"),
+    [
+        ("hidden=32", "hidden", 32),
+        ("dropout=0", "dropout", 0.0),
+        ("dropout=1e-3", "dropout", 0.001),
+        ("residual=false", "residual", False),
+        ("residual=1", "residual", True),
+        ("norm=layer", "norm", "layer"),
+    ],
+)
+def test_a_setting_of_the_tasks_own_gets_the_kind_of_its_default(given, name, value):
+    own = Recipe(own=[given]).complete(OWN).own
+    assert own == {"hidden": 16, "dropout": 0.5, "residual": True, "norm": "batch", name: value}
+    assert type(own[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("hidden=wide", "--set hidden must be a whole number, got 'wide'"),
+        ("hidden=1.5", "--set hidden must be a whole number, got '1.5'"),
+        ("dropout=nan", "--set dropout must be a number, got 'nan'"),
+        ("residual=maybe", "--set residual must be true or false, got 'maybe'"),
+        ("width=3", "--set width: the task has no such setting for mlp; it has dropout, hidden, norm, residual"),
+    ],
+)
+def test_a_setting_of_the_tasks_own_that_it_can_not_take_is_refused_with_the_reason(given, words):
+    with pytest.raises(ValueError, match=r".") as caught:
+        Recipe(own=[given]).complete(OWN)
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("given", [["hidden"], ["=3"], ["a b=3"], "hidden", [3], 7, {"hidden": [1]}, {"x": None}])
+def test_what_is_no_setting_of_a_tasks_own_is_refused_at_once(given):
+    assert refusal(Recipe, own=given).startswith("--set ")
+
+
+def test_settings_of_the_tasks_own_travel_and_come_back():
+    made = Recipe(own={"hidden": 32, "residual": False})
+    assert json.loads(made.to_json())["own"] == {"hidden": 32, "residual": False}
+    assert Recipe.from_json(made.to_json()) == made
+    assert Recipe.from_run_config({"set": "hidden=32 residual=false"}) == Recipe(own="hidden=32 residual=false")
 
 
 OF_OTHERS = {
@@ -105,8 +174,13 @@ def test_seed_partition_and_round_each_give_another_randomness():
 
 
 def test_the_recipe_of_a_run_without_new_settings_travels_as_it_always_did():
-    assert Recipe().to_json() == OLD_RECIPE
-    assert Recipe.from_json(OLD_RECIPE) == Recipe()
+    """A client of an earlier version knows what the task has made of it; what is left open, it has by itself."""
+    assert dataclasses.replace(Recipe().complete(MODELS), own=None).to_json() == OLD_RECIPE
+    assert Recipe().complete(MODELS).to_json() == OLD_RECIPE, "there are no settings of the task's own"
+    assert Recipe.from_json(OLD_RECIPE).complete(MODELS) == Recipe().complete(MODELS)
+    open_ones = ("model", "batch_size", "learning_rate")
+    left_open = {name: value for name, value in json.loads(OLD_RECIPE).items() if name not in open_ones}
+    assert json.loads(Recipe().to_json()) == left_open
 
 
 @pytest.mark.parametrize(("old", "new"), [("whole", "local"), ("sizes", "quantity-skew")])
@@ -118,7 +192,7 @@ def test_partitioners_are_accepted_by_their_former_names_and_travel_by_them(old,
 
 
 def test_a_new_setting_travels_only_where_it_is_on():
-    sent = Recipe(proximal_mu=0.1).to_json()
+    sent = Recipe(proximal_mu=0.1).complete(MODELS).to_json()
     assert json.loads(sent) == {**json.loads(OLD_RECIPE), "proximal_mu": 0.1}
     assert Recipe.from_json(sent).proximal_mu == 0.1
 
@@ -132,10 +206,14 @@ def test_a_recipe_of_a_later_version_is_refused_in_words():
 def test_a_stored_synchronous_run_is_read_without_what_did_not_apply_to_it():
     config = {**json.loads(OLD_RECIPE), **OLD_SETTINGS, "classes": ["a", "b"], "statistics": [1]}
     assert ServerSettings.from_stored(config) == ServerSettings()
-    assert Recipe.from_stored(config) == Recipe()
+    assert Recipe.from_stored(config).complete(MODELS) == Recipe().complete(MODELS)
     other = {**config, "partitioner": "sizes", "model": "lenet", "batch_size": 8, "learning_rate": 0.5, "seed": 9}
     made = Recipe("lenet", batch_size=8, learning_rate=0.5, partitioner="quantity-skew", seed=9)
     assert Recipe.from_stored(other) == made
+
+
+def test_the_target_of_a_stored_run_is_read_by_its_former_name():
+    assert ServerSettings.from_stored({**OLD_SETTINGS, "target_accuracy": 0.75}) == ServerSettings(target=0.75)
 
 
 def test_a_stored_asynchronous_run_is_read_with_all_its_settings():
@@ -174,4 +252,5 @@ def test_what_is_stored_today_comes_back(settings):
 
 def test_the_run_config_of_flowers_engines_leaves_what_is_empty_at_its_default():
     recipe = Recipe.from_run_config({"batch-size": "", "rounds": 5, "learning-rate": 1, "dataset": "synthetic"})
-    assert recipe == Recipe(rounds=5, learning_rate=1.0)
+    assert recipe.complete(MODELS) == Recipe(rounds=5, learning_rate=1.0).complete(MODELS)
+    assert of_task(recipe) == (None, None, 1.0, {})

@@ -10,17 +10,17 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 from federation.results.history import History
 from federation.results.tables import table
+from federation.task.task import DataError, open_task
 
 import numpy as np
 import pytest
-import torch
 from helpers.processes import CLEAN, ROOT, Federation, free_port, wait_for
 
 import demo
-from data import DataError
 
 SEED = ("--seed", 1)  # of both runs below, which must agree bit for bit; else all is as it comes
 on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which only Linux has")
@@ -64,7 +64,7 @@ def test_the_demo_closes_with_the_table_of_history_the_picture_and_the_time(one_
     _, closing = spoken(one_command)
     rows = one_command.history()["rounds"]
     assert [row["round"] for row in rows] == [0, 1, 2, 3]
-    said_table = table(History.from_json(json.dumps(one_command.history())).rounds)
+    said_table = table(History.from_json(json.dumps(one_command.history())))
     assert closing.startswith(said_table + "\n\n")
     assert f"\npicture: {one_command.run_dir / 'accuracy.png'}\n" in closing
     assert re.search(r"\ntotal time: \d+\.\d s\n$", closing)
@@ -108,12 +108,12 @@ def test_every_client_shows_its_classes_its_accuracy_and_ten_images_by_name(one_
     last = one_command.history()["rounds"][-1]
     for number in range(3):
         own = "\n".join(line.partition(" | ")[2] for line in lines if line.startswith(f"client {number} |"))
-        assert "2,000 training and 500 test images" in own
+        assert "2,000 training and 500 test examples" in own
         table_of_classes = re.findall(r"^  (?:\w+ \d+ *){5}$", own, re.MULTILINE)
         assert len(table_of_classes) == 2
         assert sum(map(int, re.findall(r"\d+", "".join(table_of_classes)))) == 2000
         accuracy = last["accuracy_by_client"][str(number)]
-        assert f"accuracy of the final global model on this client's 500 test images: {accuracy:.4f}" in own
+        assert f"accuracy of the final global model on this client's 500 test examples: {accuracy:.4f}" in own
         guesses = re.findall(r"^  ([✓✗]) (\w+) → (\w+)$", own, re.MULTILINE)
         assert len(guesses) == 10
         assert all((mark == "✓") == (truth == guess) for mark, truth, guess in guesses)
@@ -137,7 +137,7 @@ def four_terminals(tmp_path_factory):
     dead = {name: f"http://127.0.0.1:{free_port()}" for name in ("http_proxy", "https_proxy", "grpc_proxy")}
     with Federation(folder) as federation:
         for number in range(3):
-            federation.client("--save", folder / f"{number}.pt", env={**CLEAN, **dead}, cwd=folder)
+            federation.client("--save", folder / f"{number}.safetensors", env={**CLEAN, **dead}, cwd=folder)
         for client in federation.processes:
             client.says(f"no server at {federation.address}; asking again for 300 s")
         server = federation.server(*SEED, cwd=folder)
@@ -166,10 +166,8 @@ def test_the_same_seed_gives_the_same_bits_in_whatever_order_clients_connect(one
 
 
 def test_what_a_client_saved_is_the_final_global_model(four_terminals):
-    weights = four_terminals.weights()
     for number in range(3):
-        state = torch.load(four_terminals.folder / f"{number}.pt", weights_only=True)
-        assert all(np.array_equal(a.numpy(), b) for a, b in zip(state.values(), weights, strict=True))
+        assert (four_terminals.folder / f"{number}.safetensors").read_bytes() == four_terminals.model()
 
 
 @on_linux
@@ -277,16 +275,30 @@ def test_an_interrupted_demo_takes_its_processes_along(tmp_path, number, code, m
 
 
 def test_without_cifar10_the_demo_says_loudly_why_and_runs_on_generated_images(monkeypatch, capsys):
-    def open_dataset(name: str, data_dir: str) -> None:
+    def open_dataset(name: str, data_dir: str, skip_damaged: bool) -> None:
         raise DataError("CIFAR-10 can't be had in data (no route)")
 
-    monkeypatch.setattr(demo, "open_dataset", open_dataset)
-    assert demo.choose_dataset(None, "data") == "synthetic"
+    task, args = open_task(), SimpleNamespace(data_dir="data", skip_damaged=False)
+    monkeypatch.setattr(task.data, "open_dataset", open_dataset)
+    assert demo.choose_dataset(task, None, args) == "synthetic"
     said = capsys.readouterr().out
     assert "CIFAR-10 can't be had in data (no route)." in said
-    assert "GENERATED images (--dataset synthetic). Their accuracy means nothing for CIFAR-10." in said
+    assert "GENERATED examples (--dataset synthetic). Their accuracy means nothing for CIFAR-10." in said
     assert "*" * 78 in said
     with pytest.raises(SystemExit) as caught:  # but asked for by name, nothing else will do
-        demo.choose_dataset("cifar10", "data")
+        demo.choose_dataset(task, "cifar10", args)
     assert caught.value.code == 1
     assert "CIFAR-10 can't be had in data (no route)" in capsys.readouterr().err
+
+
+def test_a_task_that_has_no_other_data_ends_the_demo_in_one_line(monkeypatch, capsys):
+    def open_dataset(name: str, data_dir: str, skip_damaged: bool) -> None:
+        raise DataError("the register is closed")
+
+    task, args = open_task(), SimpleNamespace(data_dir="data", skip_damaged=False)
+    monkeypatch.setattr(task.data, "open_dataset", open_dataset)
+    monkeypatch.delattr(task.data, "FALLBACK")
+    with pytest.raises(SystemExit) as caught:
+        demo.choose_dataset(task, None, args)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.endswith("error: the register is closed\n")

@@ -6,6 +6,7 @@ import tracemalloc
 from pathlib import Path
 
 from federation.aggregation.validation import BadUpdate, read_weights, validate_evaluate, validate_fit
+from federation.config import Metric
 
 import numpy as np
 import pytest
@@ -183,6 +184,37 @@ def test_the_main_metric_is_a_finite_number_of_any_range(accuracy):
     for any_range in (-3.0, 72):
         score = validate_evaluate(EvaluateRes(OK, 1.0, 1, {"accuracy": any_range}), 0, declared=1)
         assert score.metrics["accuracy"] == any_range
+
+
+def test_the_main_metric_is_the_tasks_and_may_be_the_loss():
+    score = validate_evaluate(EvaluateRes(OK, 1.5, 4, {"mae": 7}), 2, declared=4, main=Metric("mae"))
+    assert score.metrics == {"mae": 7.0, "loss": 1.5}
+    assert validate_evaluate(EvaluateRes(OK, 1.5, 4, {}), 2, declared=4, main=Metric("loss")).metrics == {"loss": 1.5}
+    with pytest.raises(BadUpdate, match=r"^its mae is None$"):
+        validate_evaluate(EvaluateRes(OK, 1.5, 4, {"accuracy": 0.5}), 2, declared=4, main=Metric("mae"))
+
+
+def test_of_a_flood_of_metrics_some_are_left_out_but_never_those_that_are_needed():
+    flood = {f"a{i}": 1.0 for i in range(100)}
+    score = validate_evaluate(EvaluateRes(OK, 1.5, 4, {**flood, "mae": 7.0}), 2, declared=4, main=Metric("mae"))
+    assert (score.metrics["mae"], score.metrics["loss"], len(score.metrics)) == (7.0, 1.5, 16)
+    update = validate_fit(fit_res(WEIGHTS, train_loss=0.5, **flood), 1, WEIGHTS, declared=10)
+    assert (update.metrics["train_loss"], len(update.metrics)) == (0.5, 16)
+
+
+@pytest.mark.parametrize("name", ["seconds", "clients", "train_error"])
+def test_a_main_metric_that_is_called_as_something_else_of_a_round_is_refused_in_words(name):
+    with pytest.raises(BadUpdate, match=f"^its main metric is called {name}, a name that is taken; choose another$"):
+        validate_evaluate(EvaluateRes(OK, 1.5, 4, {name: 7.0}), 2, declared=4, main=Metric(name))
+
+
+def test_a_main_metric_that_is_no_mean_over_examples_may_be_undefined_at_one_client():
+    auc = Metric("auc", additive=False)
+    score = validate_evaluate(EvaluateRes(OK, 1.5, 4, {"auc": float("nan"), "accuracy": 1.0}), 2, declared=4, main=auc)
+    assert score.metrics == {"accuracy": 1.0, "loss": 1.5}
+    for told in ({"auc": float("inf")}, {"auc": "nan"}, {}):
+        with pytest.raises(BadUpdate, match=r"^its auc is "):
+            validate_evaluate(EvaluateRes(OK, 1.5, 4, told), 2, declared=4, main=auc)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class FedBuff:
         self.total = rounds * settings.clients
         self.version = 0
         self.updates = 0
+        self.taken_back: set[int] = set()  # versions that nothing builds on any more
         self.buffer: list[BufferedUpdate] = []
         unclipped = dataclasses.replace(settings, max_update_norm=None)  # receive() clips
         self._fedavg = CheckedStrategy(STRATEGIES["fedavg"], unclipped, weights, buffer_positions, compress)
@@ -68,9 +69,13 @@ class FedBuff:
         self._returned: dict[int, TrainingJob] = {}  # the last one that came back since the client got its next
         self._spans: dict[int, int] = {}  # updates that came in during a client's last training, its own among them
 
-    def restore(self, version: int, updates: Iterable[dict]) -> None:
-        """Go on after these updates, as history.json has them, from which the version in `weights` came last."""
+    def restore(self, version: int, updates: Iterable[dict], taken_back: Iterable[int] = ()) -> None:
+        """Go on after these updates, as history.json has them, from which the version in `weights` came last.
+
+        taken_back: versions whose updates are not among them.
+        """
         self.version = version
+        self.taken_back = set(taken_back)
         for update in updates:
             self.updates += 1
             self._trainings[update["partition"]] = update["number"]
@@ -89,9 +94,17 @@ class FedBuff:
         self._trainings[job.partition] = job.number
         self._returned[job.partition] = job
 
-    def receive(self, job: TrainingJob, base: list[np.ndarray], update: Update) -> bool:
-        """Put a validated update into the buffer; base: the weights it started from. False where it is too stale."""
-        staleness = self.version - job.version
+    def staleness(self, job: TrainingJob, version: int | None = None) -> int:
+        """Versions made since the one that it started from, up to this one, or the newest, and not taken back."""
+        newest = self.version if version is None else version
+        return sum(each not in self.taken_back for each in range(job.version + 1, newest + 1))
+
+    def receive(self, job: TrainingJob, base: list[np.ndarray], update: Update, staleness: int | None = None) -> bool:
+        """Put a validated update into the buffer; base: the weights it started from. False where it is too stale.
+
+        staleness: where it is known already.
+        """
+        staleness = self.staleness(job) if staleness is None else staleness
         if staleness > self.settings.max_staleness:
             return False
         if self.settings.max_update_norm is not None:
@@ -115,7 +128,7 @@ class FedBuff:
         buffered, self.buffer = self.buffer, []
         in_order = sorted(buffered, key=lambda each: (each.job.partition, each.job.number))
         part, rate = min(1.0, len(buffered) / self.settings.buffer_size), self.settings.server_learning_rate
-        if part == rate == 1.0 and not any(each.staleness for each in buffered):
+        if not buffered or (part == rate == 1.0 and not any(each.staleness for each in buffered)):
             # The formula is FedAvg's then. Computed as in rounds, it ends in the same bits too.
             self.weights = self._fedavg.aggregate(self.weights, [each.update for each in in_order])
         else:
@@ -124,15 +137,36 @@ class FedBuff:
         self.version += 1
         return buffered
 
+    def go_back(
+        self, version: int, weights: list[np.ndarray], came_in: int, updates: list[BufferedUpdate]
+    ) -> list[BufferedUpdate]:
+        """Take back all versions since this one, and make the next of its weights and these of their updates.
+
+        came_in: the updates that this version holds. Returns the new version's updates, with their staleness now. What
+        waits in the buffer and started from a version that is taken back, is thrown away.
+        """
+        self.taken_back.update(range(version + 1, self.version + 1))
+        waiting = [each for each in self.buffer if each.job.version not in self.taken_back]
+        self.weights = weights
+        self.buffer = [dataclasses.replace(each, staleness=self.staleness(each.job, version)) for each in updates]
+        made_of = self.apply()
+        self.buffer = [dataclasses.replace(each, staleness=self.staleness(each.job)) for each in waiting]
+        self.updates = came_in + len(made_of) + len(waiting)
+        return made_of
+
     def _moved(self, i: int, buffered: list[BufferedUpdate], part: float, rate: float) -> np.ndarray:
         """The array at position i, one step on; where it is measured, not trained, towards what was measured."""
         old, measured = self.weights[i], i in self._measured
         if not np.isfinite(old).all():
             return old  # constant, such as a mask
         if old.dtype.kind in "iu" and part == 1.0 and not any(each.staleness for each in buffered):
-            return mean_array([(each.update.weights[i], each.update.examples) for each in buffered])
+            return mean_array([(np.asarray(each.update.weights[i]), each.update.examples) for each in buffered])
         steps = [
-            (each.update.weights[i] - (old if measured else each.base[i]), each.update.examples, each.staleness)
+            (
+                np.asarray(each.update.weights[i]) - (old if measured else each.base[i]),
+                each.update.examples,
+                each.staleness,
+            )
             for each in buffered
         ]
         return as_dtype(old + part * (1.0 if measured else rate) * mean_step(steps), old.dtype)
@@ -160,19 +194,21 @@ def replay(
     rounds: int,
     train: Callable[[TrainingJob, list[np.ndarray]], Update],
     compress: str = "none",
+    made_from: Mapping[int, int] | None = None,
 ) -> list[np.ndarray]:
     """The weights that a run ended with, from the order of arrival in its history and nothing else.
 
     versions: the updates of each version but the untrained one, as history.json has them; weights: the untrained
     model; train(job, weights) does a client's work again, with as_sent() at both ends where the run's weights
-    travelled compressed.
+    travelled compressed; made_from: by number, the version that one was made from, where that is not the one before.
     """
     run = FedBuff(weights, buffer_positions, settings, rounds, compress)
     known = [weights]
-    for updates in versions:
+    for number, updates in enumerate(versions, start=1):
+        run.weights = known[(made_from or {}).get(number, number - 1)]
         for update in updates:
             job = TrainingJob(**{name: value for name, value in update.items() if name != "staleness"})
-            run.receive(job, known[job.version], train(job, known[job.version]))
+            run.receive(job, known[job.version], train(job, known[job.version]), update["staleness"])
         run.apply()
         known.append(run.weights)
     return run.weights

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from federation.aggregation.validation import Update
+from federation.pieces import block, blocks
 
 import numpy as np
 
@@ -31,18 +32,19 @@ def measure(
     for i, old in enumerate(starts[0] if starts else []):
         if old.dtype.kind != "f" or not np.isfinite(old).all():
             continue
-        steps = [
-            np.subtract(u.weights[i], start[i], dtype=np.float64).ravel()
-            for u, start in zip(updates, starts, strict=True)
-        ]
-        own = np.array([step @ step for step in steps])
-        if i in buffer_positions:
-            buffer_squares += own
-            continue
-        squares += own
-        total = sum(step * n for step, n in zip(steps, examples, strict=True))
-        with_sum += np.array([step @ total for step in steps])
-        sum_square += float(total @ total)
+        for place in blocks(old.size):
+            steps = [
+                np.subtract(block(u.weights[i], *place), block(start[i], *place), dtype=np.float64)
+                for u, start in zip(updates, starts, strict=True)
+            ]
+            own = np.array([step @ step for step in steps])
+            if i in buffer_positions:
+                buffer_squares += own
+                continue
+            squares += own
+            total = sum(step * n for step, n in zip(steps, examples, strict=True))
+            with_sum += np.array([step @ total for step in steps])
+            sum_square += float(total @ total)
     cosines = [_cosine(squares[k], examples[k], with_sum[k], sum_square) if count > 1 else None for k in range(count)]
     sizes, buffer_sizes = np.sqrt(squares).tolist(), np.sqrt(buffer_squares).tolist()
     numbers = [update.examples for update in updates]

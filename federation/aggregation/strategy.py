@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from federation.aggregation.validation import Score, Update
 from federation.compression import as_sent
+from federation.pieces import block, blocks
 
 import numpy as np
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
@@ -46,7 +48,7 @@ STATE: dict[type[FedAvg], tuple[str, ...]] = {
 # is given, from every client: with a hundred clients, of three hundred models.
 BY_NUMBER = (FedAvg, FedMedian, FedTrimmedAvg)
 PIECE = 16_384  # numbers
-Weighted = tuple[list[np.ndarray], int]  # arrays, number of examples
+Weighted = tuple[list[Any], int]  # arrays, number of examples
 
 
 class CheckedStrategy:
@@ -96,7 +98,7 @@ class CheckedStrategy:
             elif i in by_flower:
                 new.append(as_dtype(by_flower[i], old.dtype))
             else:
-                new.append(mean_array([(arrays[i], n) for arrays, n in pairs]))
+                new.append(mean_array([(np.asarray(arrays[i]), n) for arrays, n in pairs]))
         new = as_sent(new, self.compress)
         self._go_on_from(new)
         return new
@@ -116,20 +118,38 @@ class CheckedStrategy:
 
     def _by_flower(self, updates: list[Weighted]) -> list[np.ndarray]:
         """The next values of the arrays at the positions in `trained`."""
-        if type(self.flower) not in BY_NUMBER:
-            return self._ask_flower([([update[i] for i in self.trained], n) for update, n in updates])
+        if isinstance(self.flower, Krum):  # compares whole updates
+            return self._ask_flower(
+                self.flower, [([np.asarray(update[i]) for i in self.trained], n) for update, n in updates]
+            )
+        if type(self.flower) in BY_NUMBER:
+            return self._in_blocks(self.flower, updates)
+        # The server's optimisers need the mean only, which is theirs to the bit: FedAvg's, as they have it inside.
+        mean = self._in_blocks(FedAvg(inplace=self._inplace, fit_metrics_aggregation_fn=_no_metrics), updates)
+        return self._ask_flower(self.flower, [(mean, 1)])
+
+    @property
+    def _inplace(self) -> bool:
+        """Flower's FedAvgM multiplies by examples first, its FedAdam by each client's part of them."""
+        return not isinstance(self.flower, FedAvgM)
+
+    def _in_blocks(self, flower: FedAvg, updates: list[Weighted]) -> list[np.ndarray]:
         new = []
         for i in self.trained:
-            flat = [(update[i].reshape(-1), n) for update, n in updates]
-            starts = range(0, max(1, flat[0][0].size), PIECE)
-            pieces = [self._ask_flower([([each[at : at + PIECE]], n) for each, n in flat])[0] for at in starts]
-            new.append(np.concatenate(pieces).reshape(updates[0][0][i].shape))
+            like = updates[0][0][i]
+            made = np.empty(like.size, like.dtype)
+            for start, stop in blocks(like.size, PIECE):
+                piece = self._ask_flower(flower, [([block(update[i], start, stop)], n) for update, n in updates])[0]
+                if not start and piece.dtype != made.dtype:
+                    made = made.astype(piece.dtype)
+                made[start:stop] = piece
+            new.append(made.reshape(like.shape))
         return new
 
-    def _ask_flower(self, updates: list[Weighted]) -> list[np.ndarray]:
+    def _ask_flower(self, flower: FedAvg, updates: list[Weighted]) -> list[np.ndarray]:
         results: list[Any] = [(None, _fit_res(arrays, n)) for arrays, n in updates]  # no proxies: none is asked
         # Flower's optimisers take round 1 for their first step: a round without updates must not count.
-        parameters, _ = self.flower.aggregate_fit(self.aggregations, results, [])
+        parameters, _ = flower.aggregate_fit(self.aggregations, results, [])
         assert parameters is not None
         return parameters_to_ndarrays(parameters)
 
@@ -149,23 +169,54 @@ def unsupported(make: MakeStrategy, settings: Any) -> str:
     return ""
 
 
-def clip(update: list[np.ndarray], weights: list[np.ndarray], max_norm: float) -> list[np.ndarray]:
+def clip(update: list[Any], weights: list[np.ndarray], max_norm: float) -> list[Any]:
     """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are.
 
     In float64: a float32 step between huge but finite values would be infinite, and its clipped self NaN.
     """
+    clipped = [old.dtype.kind == "f" and bool(np.isfinite(old).all()) for old in weights]
     pairs = list(zip(update, weights, strict=True))
-    floats = [old.dtype.kind == "f" and bool(np.isfinite(old).all()) for old in weights]
-    steps = [
-        np.subtract(new, old, dtype=np.float64) if f else None for f, (new, old) in zip(floats, pairs, strict=True)
-    ]
-    norm = math.sqrt(sum(float(np.sum(np.square(step))) for step in steps if step is not None))
+    norm = math.sqrt(sum(_square(new, old) for (new, old), shorten in zip(pairs, clipped, strict=True) if shorten))
     if norm <= max_norm:
         return update
-    shortened = zip(pairs, steps, strict=True)
-    return [
-        new if step is None else (old + step * (max_norm / norm)).astype(old.dtype) for (new, old), step in shortened
-    ]
+    factor = max_norm / norm
+    return [Shortened(new, old, factor) if shorten else new for (new, old), shorten in zip(pairs, clipped, strict=True)]
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """An array of a clipped update, worked out where it is needed: old + factor (new - old)."""
+
+    new: Any
+    old: np.ndarray
+    factor: float
+
+    @property
+    def size(self) -> int:
+        return self.old.size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.old.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.old.dtype
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The numbers at these places of the flat array."""
+        old = block(self.old, start, stop)
+        step = np.subtract(block(self.new, start, stop), old, dtype=np.float64)
+        return (old + step * self.factor).astype(old.dtype)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.read(0, self.size).reshape(self.shape).astype(dtype or self.dtype, copy=False)
+
+
+def _square(new: Any, old: np.ndarray) -> float:
+    """The squared L2 norm of a step."""
+    steps = (np.subtract(block(new, *place), block(old, *place), dtype=np.float64) for place in blocks(old.size))
+    return float(sum(np.sum(np.square(step)) for step in steps))
 
 
 def weighted_mean(values: Sequence[tuple[np.ndarray | float, int]]) -> Any:

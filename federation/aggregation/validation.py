@@ -3,13 +3,14 @@
 import functools
 import io
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from federation.compression import travels_as, unpack
-from federation.config import MAIN_METRIC
+from federation.config import ACCURACY, METRIC_NAME, Metric
 from federation.console import clean
+from federation.pieces import InPieces, StoredArray, block, blocks
 
 import numpy as np
 from flwr.common import EvaluateRes, FitRes, Parameters
@@ -17,9 +18,10 @@ from flwr.common import EvaluateRes, FitRes, Parameters
 TRAIN = "train_"  # begins the names of metrics of local training
 TRAIN_LOSS = TRAIN + "loss"
 MOST_METRICS = 16  # of one answer
-METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
-TAKEN = {"round", "clients", "seconds", "bytes_received", "updates", "time", "evaluated"}  # in history.json's rows
-TAKEN |= {"received", "version", "staleness"}  # columns of the tables
+# In history.json's rows, and columns of the tables
+TAKEN = {"round", "taken_back", "made_from", "clients", "seconds", "bytes_received", "updates", "time", "evaluated"}
+TAKEN |= {"received", "version", "staleness"}
+NOTHING = np.zeros(0)
 
 
 class BadUpdate(Exception):
@@ -35,7 +37,7 @@ class Update:
     """A client's update that is fit to count."""
 
     partition: int
-    weights: list[np.ndarray]  # by position, in the dtypes of the global model
+    weights: list[Any]  # arrays by position, in the dtypes of the global model; of a large one, pieces.StoredArrays
     examples: int
     metrics: dict[str, float]  # of its training; names begin with train_
 
@@ -51,10 +53,13 @@ class Score:
 
 def read_weights(parameters: Parameters, buffer_positions: Sequence[int] = ()) -> list[np.ndarray]:
     """The untrained model as a client sends it; buffers may hold infinities. Raises BadUpdate; never unpickles."""
-    weights = [_read_array(tensor, i) for i, tensor in enumerate(parameters.tensors)]
+    if isinstance(parameters, InPieces):
+        weights = [np.asarray(array) for array in parameters.arrays]
+    else:
+        weights = [_read_array(tensor, i) for i, tensor in enumerate(parameters.tensors)]
     if not weights:
         raise BadUpdate("it holds no arrays")
-    _check_numbers([np.zeros(0) if i in buffer_positions else array for i, array in enumerate(weights)])
+    _check_numbers([NOTHING if i in buffer_positions else array for i, array in enumerate(weights)])
     return weights
 
 
@@ -66,10 +71,26 @@ def validate_fit(
     It must have come as `compress` has it, and is returned in the dtypes of `weights`.
     """
     _check_told(res.metrics, res.num_examples, declared)
-    if len(res.parameters.tensors) != len(weights):
-        raise BadUpdate(f"{len(res.parameters.tensors)} arrays instead of {len(weights)}")
+    update = _read_update(res.parameters, weights, compress)
+    _check_numbers([NOTHING if _is_constant(new, old) else new for new, old in zip(update, weights, strict=True)])
+    if not _is_finite(res.metrics.get(TRAIN_LOSS)):
+        raise BadUpdate(f"its training loss is {clean(res.metrics.get(TRAIN_LOSS), 40)}")
+    read = _read_metrics(res.metrics, (TRAIN_LOSS,))
+    metrics = {TRAIN + name.removeprefix(TRAIN): value for name, value in read.items()}
+    return Update(partition, update, res.num_examples, metrics)
+
+
+def _read_update(parameters: Parameters, weights: list[np.ndarray], compress: str) -> list[Any]:
+    """Its arrays, in the dtypes of the global model; those of a large one stay in their file. Raises BadUpdate."""
+    if isinstance(parameters, InPieces):  # of the shapes and dtypes that were asked for
+        return [
+            replace(array, dtype=old.dtype) if isinstance(array, StoredArray) else array
+            for array, old in zip(parameters.arrays, weights, strict=True)
+        ]
+    if len(parameters.tensors) != len(weights):
+        raise BadUpdate(f"{len(parameters.tensors)} arrays instead of {len(weights)}")
     update = []
-    for i, (tensor, old) in enumerate(zip(res.parameters.tensors, weights, strict=True)):
+    for i, (tensor, old) in enumerate(zip(parameters.tensors, weights, strict=True)):
         array = _read_array(tensor, i)
         if array.shape != old.shape:
             raise BadUpdate(f"array {i} has shape {array.shape} instead of {old.shape}")
@@ -77,29 +98,35 @@ def validate_fit(
         if array.dtype != dtype:
             raise BadUpdate(f"array {i} has dtype {array.dtype} instead of {dtype}")
         update.append(array)
-    update = unpack(update, weights)
-    _check_numbers([np.zeros(0) if _is_constant(new, old) else new for new, old in zip(update, weights, strict=True)])
-    if not _is_finite(res.metrics.get(TRAIN_LOSS)):
-        raise BadUpdate(f"its training loss is {clean(res.metrics.get(TRAIN_LOSS), 40)}")
-    metrics = {TRAIN + name.removeprefix(TRAIN): value for name, value in _read_metrics(res.metrics).items()}
-    return Update(partition, update, res.num_examples, metrics)
+    return unpack(update, weights)
 
 
-def validate_evaluate(res: EvaluateRes, partition: int, declared: int) -> Score:
-    """A client's scores, if the loss and the main metric are finite. Raises BadUpdate with the reason."""
+def validate_evaluate(res: EvaluateRes, partition: int, declared: int, main: Metric = ACCURACY) -> Score:
+    """A client's scores, if the loss and the main metric are finite. Raises BadUpdate with the reason.
+
+    A main metric that is no mean over examples may be undefined at one client, as an AUC with one class only.
+    """
     _check_told(res.metrics, res.num_examples, declared)
     told = {"loss": res.loss, **res.metrics}
-    for name in ("loss", MAIN_METRIC):
-        if not _is_finite(told.get(name)):
+    for name in ("loss", main.name):
+        undefined = name == main.name and not main.additive and math.isnan(_number(told.get(name)))
+        if not _is_finite(told.get(name)) and not undefined:
             raise BadUpdate(f"its {name} is {clean(told.get(name), 40)}")
-    metrics = {name: value for name, value in _read_metrics(told).items() if not name.startswith(TRAIN)}
+    read = _read_metrics(told, ("loss", main.name))
+    metrics = {name: value for name, value in read.items() if not name.startswith(TRAIN)}
+    if main.name not in metrics and _is_finite(told.get(main.name)):  # as a table's column is called so
+        raise BadUpdate(f"its main metric is called {clean(main.name, 40)}, a name that is taken; choose another")
     return Score(partition, res.num_examples, metrics)
 
 
-def _read_metrics(told: dict) -> dict[str, float]:
-    """The finite numbers under usable names; a metric that isn't one, such as an undefined F1, is left out."""
+def _read_metrics(told: dict, needed: Sequence[str]) -> dict[str, float]:
+    """The finite numbers under usable names, of many those that are needed first.
+
+    A metric that is no number, such as an undefined F1, is left out.
+    """
     usable = [name for name, value in told.items() if METRIC_NAME.fullmatch(name) and _is_finite(value)]
-    return {name: float(told[name]) for name in sorted(usable)[:MOST_METRICS] if name not in TAKEN}
+    chosen = sorted(set(usable) - TAKEN, key=lambda name: (name not in needed, name))[:MOST_METRICS]
+    return {name: float(told[name]) for name in sorted(chosen)}
 
 
 def _check_told(metrics: dict, num_examples: int, declared: int) -> None:
@@ -134,21 +161,29 @@ def _read_header(header: bytes) -> tuple[tuple, bool, np.dtype]:
     return np.lib.format.read_array_header_1_0(stream)
 
 
-def _is_constant(new: np.ndarray, old: np.ndarray) -> bool:
+def _is_constant(new: Any, old: np.ndarray) -> bool:
     """Whether an array with infinities, such as a mask, is the one that all clients have."""
-    return not np.isfinite(old).all() and np.array_equal(new, old, equal_nan=True)
+    return not _all_finite(old) and np.array_equal(np.asarray(new), old, equal_nan=True)
 
 
-def _check_numbers(arrays: list[np.ndarray]) -> None:
+def _all_finite(array: Any) -> bool:
+    return array.dtype.kind != "f" or all(np.isfinite(block(array, *place)).all() for place in blocks(array.size))
+
+
+def _check_numbers(arrays: list[Any]) -> None:
     """Whether they can be multiplied by examples, summed, and squared by an optimiser, without becoming infinite."""
     for i, array in enumerate(arrays):
         if array.dtype.kind != "f":
             continue
-        if not np.isfinite(array).all():
+        if not _all_finite(array):
             raise BadUpdate(f"array {i} holds NaN or infinite values")
-        most = np.abs(array).max(initial=0)
+        most = max(np.abs(block(array, *place)).max(initial=0) for place in blocks(array.size))
         if most > math.sqrt(np.finfo(array.dtype).max):
             raise BadUpdate(f"array {i} holds {most:g}, too large to be averaged")
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.inf
 
 
 def _is_finite(value: object) -> bool:

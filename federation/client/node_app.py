@@ -9,6 +9,7 @@ from federation.client.session import Session, host_name, summarise
 from federation.config import Recipe
 from federation.console import PublicError, clean
 from federation.protocol import Assignment
+from federation.task.task import open_task
 
 from flwr.app import Context
 from flwr.client import Client
@@ -17,8 +18,8 @@ from flwr.clientapp import ClientApp
 REMEDY = "start each node with --node-config 'partition-id=0 num-partitions=3', and its own number"
 
 
-def make_app(client_class: Callable[..., Any], open_dataset: Callable[[str, str], Any]) -> ClientApp:
-    """The ClientApp of a NumPyClient made of (dataset, assignment, device), on open_dataset(name, data_dir)."""
+def make_app(client_class: Callable[..., Any]) -> ClientApp:
+    """The ClientApp of a NumPyClient made of (task, dataset, assignment, device), on the project's own task."""
 
     def client_fn(context: Context) -> Client:
         from federation.client.compute import share_cores  # torch, which only a node needs
@@ -28,7 +29,7 @@ def make_app(client_class: Callable[..., Any], open_dataset: Callable[[str, str]
         threads = int(where.get("threads") or 0)
         return Node(
             context,
-            lambda assignment: _open_client(client_class, open_dataset, data, _find_device(device), assignment),
+            lambda assignment: _open_client(client_class, data, find_node_device(device), assignment),
             functools.partial(share_cores, threads),
         ).to_client()
 
@@ -39,22 +40,21 @@ def make_app(client_class: Callable[..., Any], open_dataset: Callable[[str, str]
 
 
 @functools.lru_cache(maxsize=1)
-def _open_data(open_dataset: Callable[[str, str], Any], name: str, data_dir: str) -> Any:
-    return open_dataset(name, data_dir)
+def _open_data(name: str, data_dir: str) -> Any:
+    return open_task().open_dataset(name, data_dir)
 
 
 @functools.lru_cache(maxsize=1000)  # a process of the simulation engine plays many nodes, each of them many times
 def _open_client(
     client_class: Callable[..., Any],
-    open_dataset: Callable[[str, str], Any],
     data: tuple[str, str],
     device: str,
     assignment: Assignment,
 ) -> Any:
-    return client_class(_open_data(open_dataset, *data), assignment, device)
+    return client_class(open_task(), _open_data(*data), assignment, device)
 
 
-def _find_device(wanted: str) -> str:
+def find_node_device(wanted: str) -> str:
     """As a script's --device; but where it isn't there, the server is told so, and the node lives on."""
     from federation.client.compute import find_device
 
@@ -67,7 +67,7 @@ def _find_device(wanted: str) -> str:
 class Node(Session):
     """A Session of one message, with the partition from the node config and the recipe from the run config.
 
-    open_client(assignment) as for Session; that client also has `classes`. What goes wrong is told to the server.
+    open_client(assignment) as for Session; that client also has a `schema`. What goes wrong is told to the server.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Node(Session):
     def _describe(self, config: dict) -> dict:
         assert self.assignment
         return {
-            "classes": json.dumps(self.client.classes),
+            "classes": json.dumps(self.client.schema.get("classes", [])),
             "instance": self.instance,
             "host": host_name(config.get("salt", "")),
             "wanted": self.assignment.partition,

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from federation.console import Parser
 from federation.net import parse_address
@@ -16,8 +17,16 @@ examples:
 """
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="cifar10", help=DATASETS)
+def add_task_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", metavar="FOLDER", help="model.py and data.py of your own: docs/own-federation.md")
+
+
+def add_data_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """several: whether --dataset may name one for each client."""
+    add_task_flag(parser)
+    more: dict[str, Any] = {"nargs": "+", "metavar": "DATASET"} if several else {}
+    own = "; of several, each client gets its own" if several else ""
+    parser.add_argument("--dataset", help=f"{DATASETS}{own} (default: the task's)", **more)
     parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is kept, or downloaded to once")
     parser.add_argument("--skip-damaged", action="store_true", help="go on without image files that can't be read")
 
@@ -36,7 +45,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add("--threads", type=int, metavar="N", help="CPU threads (default: a share of the cores)")
     add_device_flag(parser)
     add("--slowdown", type=float, default=1, metavar="F", help="sleep to be F times slower: for experiments")
-    add("--save", metavar="FILE", help="keep the final global model as a PyTorch state_dict")
+    add("--save", metavar="FILE", help="keep the final global model, as safetensors")
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
     add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
     add("--ca-certificate", metavar="FILE", help="the authority of the server's TLS certificate; turns TLS on")

@@ -1,5 +1,7 @@
 """A client's session with the server: it joins, then passes the rounds on to the user's NumPyClient."""
 
+import dataclasses
+import gc
 import hashlib
 import hmac
 import json
@@ -9,9 +11,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from federation.compression import pack, unpack
+from federation.compression import pack, travels_as, unpack
 from federation.config import Recipe
-from federation.console import clean, fail, say
+from federation.console import PublicError, clean, fail, say
+from federation.pieces import Assembly, cut
 from federation.process import machine_id
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, proof
 
@@ -61,6 +64,8 @@ class Session(NumPyClient):
         self.assignment: Assignment | None = None
         self.client: Any = None
         self.metrics: dict[str, float] = {}  # of the newest global model, on this client's test examples
+        self._assembly: Assembly | None = None  # of a large model that is coming in
+        self._kept: dict[str, list[np.ndarray]] = {}  # that the server fetches in pieces
         self.close_reason: CloseReason | None = None
         self.failure: str | None = None
         self.waiting = ""  # the server's words on the waiting list, if we are on it
@@ -68,11 +73,13 @@ class Session(NumPyClient):
 
     def get_properties(self, config: dict) -> dict:
         self.heard += 1
+        gc.collect(1)  # Flower's messages refer to themselves in a circle: a model in pieces would stay a while
         answer = {"hello": self._hello, "place": self._take_assignment, "told": self._take_close_reason}
+        answer |= {"columns": self._columns, "store": self._store, "fetch": self._fetch}
         return answer[config["ask"]](config)
 
     def get_parameters(self, config: dict) -> list[np.ndarray]:
-        return self._work(lambda: self.client.get_parameters(config), failed=[])
+        return self._work(lambda: self._weights(config), failed=[])
 
     def fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
         return self._work(lambda: self._fit(parameters, config), failed=([], 0, {}))
@@ -80,17 +87,24 @@ class Session(NumPyClient):
     def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
         return self._work(lambda: self._evaluate(parameters, config), failed=(0.0, 0, {}))
 
+    def _weights(self, config: dict) -> list[np.ndarray]:
+        """The network's, as they travel where the server says that it knows their dtypes."""
+        return pack(self.client.get_parameters(config), self._recipe.compress if "packed" in config else "none")
+
     def _fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
         began = self._prepare(config)
-        weights, examples, metrics = self.client.fit(self._unpacked(parameters), config)
+        weights, examples, metrics = self.client.fit(self._unpacked(parameters, config), config)
         seconds = self._slow_down(began)
         losses = "".join(f", {name.removeprefix('train_')} {value:.3f}" for name, value in numbers(metrics).items())
-        say(f"{title(config)}: trained on {examples:,} images in {seconds:.1f} s{losses}")
-        return pack(weights, self._recipe.compress), examples, numbers(metrics)
+        say(f"{title(config)}: trained on {examples:,} examples in {seconds:.1f} s{losses}")
+        packed = pack(weights, self._recipe.compress)
+        if "in_pieces" in config:
+            self._kept, packed = {"update": packed}, []
+        return packed, examples, numbers(metrics)
 
     def _evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
         began = self._prepare(config)
-        loss, examples, metrics = self.client.evaluate(self._unpacked(parameters), config)
+        loss, examples, metrics = self.client.evaluate(self._unpacked(parameters, config), config)
         self._slow_down(began)
         self.metrics = {"loss": loss, **metrics}
         return loss, examples, numbers(metrics)
@@ -105,7 +119,14 @@ class Session(NumPyClient):
         time.sleep((time.monotonic() - began) * (self.slowdown - 1))
         return time.monotonic() - began
 
-    def _unpacked(self, parameters: list[np.ndarray]) -> list[np.ndarray]:
+    def _unpacked(self, parameters: list[np.ndarray], config: dict) -> list[np.ndarray]:
+        if "in_pieces" in config:
+            if self._assembly is None or self._assembly.filled < self._assembly.size:
+                raise PublicError("the model has not come whole")
+            # Into the network at once, so that what came in takes no room while it trains.
+            self.client.set_parameters(unpack(self._assembly.arrays, self._views()))
+            self._assembly = None
+            return self._views()
         if self._recipe.compress == "none":
             return parameters
         return unpack(parameters, self.client.get_parameters({}))
@@ -133,7 +154,8 @@ class Session(NumPyClient):
         try:
             recipe = Recipe.from_json(config["recipe"])
             classes = tuple(json.loads(config.get("classes", "[]")))
-            assignment = Assignment(config["partition"], config["num_partitions"], recipe, classes)
+            statistics = config.get("columns", "")
+            assignment = Assignment(config["partition"], config["num_partitions"], recipe, classes, statistics)
             if assignment != self.assignment or self.client is None:
                 self.client = None  # lets the old partition's examples go before the new ones are read
                 self.client = self.open_client(assignment)
@@ -141,6 +163,46 @@ class Session(NumPyClient):
                 say(f"back in place {assignment.partition}")
             self.assignment = assignment
             return summarise(self.client)
+        except Exception as error:
+            return self._fail(error)
+
+    def _columns(self, config: dict) -> dict:
+        """Sums over the columns of the training examples; at last the statistics of all clients are taken in."""
+        try:
+            if "statistics" not in config:
+                return {"columns": json.dumps(self.client.column_sums(json.loads(config.get("means", "{}"))))}
+            self.client.scale(json.loads(config["statistics"]))
+            assert self.assignment
+            self.assignment = dataclasses.replace(self.assignment, statistics=config["statistics"])
+            return {}
+        except Exception as error:
+            return self._fail(error)
+
+    def _store(self, config: dict) -> dict:
+        """A piece of a large model that is about to be trained or evaluated."""
+        try:
+            if config["start"] == 0:
+                self._kept, compress = {}, self._recipe.compress
+                like = [(array.shape, travels_as(array.dtype, compress)) for array in self._views()]
+                self._assembly = Assembly(like)
+            assert self._assembly
+            self._assembly.add(config["start"], config["content"])
+            return {}
+        except Exception as error:
+            return self._fail(error)
+
+    def _views(self) -> list[np.ndarray]:
+        return self.client.get_parameters({"in_pieces": True})
+
+    def _fetch(self, config: dict) -> dict:
+        """A piece of the last update, of the untrained model, or of its frozen arrays."""
+        try:
+            what = config["what"]
+            if what not in self._kept:
+                self._kept = {
+                    what: self._weights({"frozen": True} if what == "frozen" else {"packed": True, "in_pieces": True})
+                }
+            return {"content": cut(self._kept[what], config["start"], config["stop"])}
         except Exception as error:
             return self._fail(error)
 
@@ -201,8 +263,10 @@ def summarise(client: Learner) -> dict:
     numbers = {"train_examples": client.num_train, "test_examples": client.num_test}
     lists = {"statistics": client.buffer_positions, "class_counts": getattr(client, "class_counts", [])}
     lists["input_shape"] = getattr(client, "input_shape", [])
-    model_bytes = sum(array.nbytes for array in client.get_parameters({}))
-    return {**numbers, **{name: json.dumps(values) for name, values in lists.items()}, "model_bytes": model_bytes}
+    lists["data_sizes"] = getattr(client, "data_sizes", [])
+    numbers["model_bytes"] = sum(array.nbytes for array in client.get_parameters({"in_pieces": True}))
+    told = {**numbers, **{name: json.dumps(values) for name, values in lists.items()}}
+    return {**told, "task": client.task_summary.to_json()} if hasattr(client, "task_summary") else told
 
 
 def host_name(salt: str) -> str:

@@ -1,37 +1,81 @@
-"""What a client says of itself: what data it has, and what it can do with the final global model."""
+"""What a client says of itself: its task and data, and what it can do with the final global model."""
 
-from collections.abc import Callable
 from typing import Any
 
+from federation import model_file
 from federation.client.session import Session
-from federation.config import MAIN_METRIC
+from federation.config import OF_TASK
 from federation.console import say
-from federation.protocol import Assignment
+from federation.protocol import Assignment, TaskSummary
+from federation.task import weights
 
 import numpy as np
 
-COUNTED = "; training images by class:"
+COUNTED = "; training examples by class:"
+
+
+def summarise_task(client: Any) -> TaskSummary:
+    """What the server compares of a client's task; see protocol.TaskSummary."""
+    task, network = client.task, client.network
+    travelling = dict(zip(weights.travelling(network), weights.get_weights(network, copy=False), strict=True))
+    frozen = weights.frozen_weights(network)
+    schema = {key: value for key, value in client.schema.items() if key != "classes"}
+    return TaskSummary(
+        name=task.name,
+        arrays=_described(travelling),
+        frozen_arrays=_described(frozen),
+        frozen=model_file.hash_of(frozen),
+        start=model_file.hash_of(travelling),
+        code=task.code_hash,
+        metrics=task.metrics,
+        recipe={name: getattr(client.recipe, name) for name in OF_TASK},
+        schema=schema,
+        columns=list(task.columns(client.dataset, client.train_rows[:1], client.recipe.seed)),
+    )
+
+
+def _described(arrays: dict[str, np.ndarray]) -> list[list]:
+    return [[name, list(array.shape), str(array.dtype)] for name, array in arrays.items()]
+
+
+def class_counts(client: Any) -> list[int]:
+    """Training examples by class; none where the task has no classes."""
+    labels, classes = client.task.labels(client.dataset, "train", client.recipe.seed), client.schema.get("classes", [])
+    if labels is None or not classes:
+        return []
+    return np.bincount(labels[client.train_rows], minlength=len(classes)).tolist()
+
+
+def about(client: Any) -> dict:
+    """What a file of its model says of it."""
+    recipe = {name: getattr(client.recipe, name) for name in OF_TASK}
+    return model_file.about(client.task.name, recipe, client.schema, getattr(client, "statistics", {}))
 
 
 def introduce(client: Any, assignment: Assignment) -> None:
-    """Say what this client has: its class distribution."""
-    partition, sizes = assignment.partition, f"{client.num_train:,} training and {client.num_test:,} test images"
+    """Say what this client has: its class distribution, where it knows one."""
+    partition, sizes = assignment.partition, f"{client.num_train:,} training and {client.num_test:,} test examples"
     counts = getattr(client, "class_counts", [])  # which a client may keep to itself
     say(f"joined with partition {partition} of {assignment.num_partitions}: {sizes}" + (COUNTED if counts else ""))
-    columns = [f"{name} {count:,}" for name, count in zip(client.classes, counts, strict=bool(counts))]
-    for start in range(0, len(columns), 5):
+    columns = [f"{name} {count:,}" for name, count in zip(client.schema.get("classes", []), counts, strict=False)]
+    for start in range(0, len(columns) if counts else 0, 5):
         say("  " + "".join(f"{column:<18}" for column in columns[start : start + 5]).rstrip())
 
 
-def show_final_model(session: Session, saved: str | None, predict: Callable[[Any], Any]) -> None:
-    """What this client can do with the global model that the run left it; predict: from images to probabilities."""
-    client, score = session.client, session.metrics[MAIN_METRIC]
-    say(f"{MAIN_METRIC} of the final global model on this client's {client.num_test:,} test images: {score:.4f}")
+def show_final_model(session: Session, saved: str | None) -> None:
+    """What this client can do with the global model that the run left it."""
+    client, task = session.client, session.client.task
+    main = task.metrics[0]
+    words = f"on this client's {client.num_test:,} test examples: {session.metrics[main.name]:.{main.digits}f}"
+    say(f"{main.name} of the final global model {words}")
     if saved:
         say(f"saved the final global model as {saved}")
-    some = np.linspace(0, client.num_test - 1, min(10, client.num_test)).astype(int)
-    images, labels = (each[some] for each in client.test_set)
-    guesses = predict(images).argmax(1)
-    say("ten of its test images (truth → prediction):")
-    for label, guess in zip(labels.tolist(), guesses.tolist(), strict=True):
-        say(f"  {'✓' if label == guess else '✗'} {client.classes[label]} → {client.classes[guess]}")
+    if not (task.has("predict") and task.has("show")):
+        return
+    some = client.test_rows[np.linspace(0, client.num_test - 1, min(10, client.num_test)).astype(int)]
+    examples = task.load(client.dataset, "test", some, client.recipe.seed)
+    lines = task.model.show(client.schema, examples, task.model.predict(client.network, examples))
+    number = "ten" if len(some) == 10 else str(len(some))
+    say(f"{number} of its test examples (truth → prediction):")
+    for line in lines:
+        say(f"  {line}")

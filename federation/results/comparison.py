@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from federation.config import MAIN_METRIC
+from federation.config import Metric
 from federation.results.history import History, RoundRecord
 from federation.results.tables import score
 
@@ -73,8 +73,13 @@ class Baseline:
         )
 
 
-def comparison(history: History, baseline: Baseline, name: str = MAIN_METRIC) -> list[list[str]]:
-    """A metric by round of the federation and of what baseline.py trained, as cells; the first row is the head."""
+def comparison(history: History, baseline: Baseline, name: str | None = None) -> list[list[str]]:
+    """A metric by round of the federation and of what baseline.py trained, as cells; the first row is the head.
+
+    name: of the metric; the main one where it is not given.
+    """
+    metric = history.metric(name or history.main.name)
+    name = metric.name
     central, alone = baseline.centralised, baseline.alone
     columns = {
         "federated": Training(central.images, history.by_round()),
@@ -84,13 +89,15 @@ def comparison(history: History, baseline: Baseline, name: str = MAIN_METRIC) ->
     if len(alone) <= LISTED_CLIENTS:
         columns |= {f"client {one.partition}": one for one in alone}
     else:
-        by_end = sorted(alone, key=lambda one: one.rounds[-1].metrics.get(name, 0.0))
+        by_end = sorted(
+            alone, key=lambda one: one.rounds[-1].metrics.get(name, 0.0), reverse=not metric.higher_is_better
+        )
         columns |= {f"{word}: {one.partition}": one for word, one in (("worst", by_end[0]), ("best", by_end[-1]))}
     cells = [["round", *columns]]
     for i in range(max(len(column.rounds) for column in columns.values())):
         rows = [column.rounds[i] if i < len(column.rounds) else None for column in columns.values()]
-        cells.append([str(i), *(score(row.metrics.get(name) if row else None, name) for row in rows)])
-    cells.append(["images", *(f"{column.images:,.0f}" for column in columns.values())])
+        cells.append([str(i), *(score(row.metrics.get(name) if row else None, metric) for row in rows)])
+    cells.append(["examples", *(f"{column.images:,.0f}" for column in columns.values())])
     seconds = [sum(row.seconds for row in column.rounds[1:]) for column in columns.values()]
     cells.append(["seconds", *(f"{value:.1f}" for value in seconds)])
     return cells
@@ -100,10 +107,14 @@ def verdict(history: History, baseline: Baseline) -> str:
     """What the comparison comes to."""
     federated, central = history.by_round()[-1], baseline.centralised.rounds[-1]
     alone = baseline.mean_alone().rounds[-1]
-    values = [record.metrics[MAIN_METRIC] for record in (federated, central, alone)]
+    metric = history.main
+    values = [record.metrics[metric.name] for record in (federated, central, alone)]
+    better = "" if metric.higher_is_better else " (lower is better)"
+    how = "" if metric.additive else ", and the federated one is the mean over the clients"
+    apart = [_apart(values[0] - other, metric) for other in values[1:]]
     return (
-        f"Federated {MAIN_METRIC} is {values[0]:.4f}: {_apart(values[0] - values[2])} the mean of the clients alone, "
-        f"{_apart(values[0] - values[1])} centralised training; all on the same {baseline.test_images:,} test images."
+        f"Federated {metric.name} is {score(values[0], metric)}{better}: {apart[1]} the mean of the clients alone, "
+        f"{apart[0]} centralised training; all on the same {baseline.test_images:,} test examples{how}."
     )
 
 
@@ -111,5 +122,6 @@ def _mean(items: list | tuple, value: Callable) -> float:
     return sum(map(value, items)) / len(items)
 
 
-def _apart(difference: float) -> str:
-    return f"{abs(difference):.4f} {'above' if difference >= 0 else 'below'}"
+def _apart(difference: float, metric: Metric) -> str:
+    side = "above" if difference >= 0 else "below"
+    return f"{abs(difference):.{metric.digits}f} {side}"

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from federation.config import MAIN_METRIC
+from federation.config import ACCURACY, LOSS, Metric
 
 BY_CLIENT = "_by_client"
 STEP_SIZE, COSINE = "step_size", "cosine"  # of each update, in by_client
-NESTED = ("metrics", "train_metrics", "by_client", "rounds_worth")  # of a record, and not of its row
+NESTED = ("metrics", "train_metrics", "by_client", "rounds_worth", "main_metric")  # of a record, and not of its row
 
 
-def main_first(names: set[str]) -> list[str]:
+def main_first(names: set[str], main: str = ACCURACY.name) -> list[str]:
     """Names of metrics as they are shown: the main one, the loss, the others by name."""
-    return sorted(names, key=lambda name: (name != MAIN_METRIC, name != "loss", name))
+    return sorted(names, key=lambda name: (name != main, name != LOSS.name, name))
 
 
 @dataclass
@@ -31,6 +31,7 @@ class RoundRecord:
     seconds: float = 0.0
     bytes_received: int = 0
     by_client: dict[str, dict[str, float]] = field(default_factory=dict)  # what, then partition
+    main_metric: str = ACCURACY.name  # of the run's task; not stored with each record
 
     @property
     def position(self) -> float:
@@ -38,12 +39,12 @@ class RoundRecord:
         return self.round
 
     def main(self) -> float | None:
-        return self.metrics.get(MAIN_METRIC)
+        return self.metrics.get(self.main_metric)
 
     def to_json(self) -> dict:
         """One flat row; null where a metric is not known."""
         own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in NESTED}
-        metrics = {MAIN_METRIC: None, "loss": None, **self.metrics, "train_loss": None, **self.train_metrics}
+        metrics = {self.main_metric: None, LOSS.name: None, **self.metrics, "train_loss": None, **self.train_metrics}
         by_client = {name + BY_CLIENT: values for name, values in self.by_client.items()}
         return {"round": self.round, **metrics, **own, **by_client}
 
@@ -57,7 +58,19 @@ class VersionRecord(RoundRecord):
     updates: list[dict] = field(default_factory=list)  # that made it, in their order of arrival
     time: float = 0.0  # seconds since the run began, when it was made...
     evaluated: float | None = None  # ...and when it was last evaluated
+    taken_back: bool = False  # as most clients can't evaluate it, or one made since the newest that they can
+    made_from: int | None = None  # the version that these updates changed, where that is not the one before
     rounds_worth: float = 0.0  # of updates since the run began; worked out, not stored
+
+    def take_back(self) -> None:
+        """Nothing builds on it any more: its updates don't count, and its scores are those of few clients."""
+        self.taken_back, self.clients, self.metrics = True, 0, {}
+        self.by_client = {name: self.by_client[name] for name in (STEP_SIZE, COSINE) if name in self.by_client}
+
+    def to_json(self) -> dict:
+        """Without `taken_back` and `made_from` in the row of a version that has neither."""
+        usual = {"taken_back": False, "made_from": None}
+        return {name: v for name, v in super().to_json().items() if name not in usual or v is not usual[name]}
 
     @property
     def position(self) -> float:
@@ -100,15 +113,33 @@ class History:
             history = cls(**{**stored, "config": {**stored["config"]}, "rounds": records})
             updates = 0
             for record in records:
+                record.main_metric = history.main.name
                 if isinstance(record, VersionRecord):
-                    updates += len(record.updates)
+                    updates += 0 if record.taken_back else len(record.updates)
                     record.rounds_worth = updates / history.config["clients"]
         except (AttributeError, KeyError, TypeError, ZeroDivisionError):
             raise ValueError("not a run's history") from None
         return history
 
+    @property
+    def declared(self) -> list[Metric]:
+        """The metrics that the run's task declares; the first is the main one."""
+        return [Metric(**each) for each in self.config.get("task", {}).get("metrics", [])] or [ACCURACY]
+
+    @property
+    def main(self) -> Metric:
+        return self.declared[0]
+
+    def metric(self, name: str) -> Metric:
+        """As the task declares it; of any other name, one that nothing is known of."""
+        return next((each for each in [*self.declared, LOSS] if each.name == name), Metric(name))
+
     def metric_names(self) -> list[str]:
-        return main_first({name for record in self.rounds for name in record.metrics})
+        return main_first({name for record in self.rounds for name in record.metrics}, self.main.name)
+
+    def averaged(self) -> list[str]:
+        """Those of its metrics whose mean over the clients is not their value on all examples together."""
+        return [name for name in self.metric_names() if not self.metric(name).additive]
 
     def scored(self) -> list[RoundRecord]:
         """Those whose main metric is known."""

@@ -5,10 +5,9 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from federation.config import MAIN_METRIC
 from federation.results.comparison import Baseline, comparison, verdict
 from federation.results.history import COSINE, STEP_SIZE, History, RoundRecord
-from federation.results.tables import all_cells, score
+from federation.results.tables import all_cells, remarks, score
 
 # The policy holds the page to its word: whatever text came in from a client, nothing is run or fetched.
 HEAD = """<!doctype html>
@@ -47,10 +46,10 @@ td.number { white-space: nowrap; }
 <body>
 """
 CAPTIONS = {
-    "accuracy": "Accuracy and loss of the global model by server round.",
-    "partitions": "Training images by client and class; the stronger the colour, the more.",
+    "accuracy": "The global model's metrics by server round.",
+    "partitions": "Training examples by client and class; the stronger the colour, the more.",
     "predictions": "Test images, as was asked for, with what the model takes them for; a cross marks its mistakes.",
-    "confusion": "The final model on all test images: rows are what they are, columns what it takes them for.",
+    "confusion": "The final model on all test examples: rows are what they are, columns what it takes them for.",
 }
 TITLES = {"partitions": "Who holds what", "predictions": "Predictions", "confusion": "What it confuses"}
 LISTED_CLIENTS = 12  # of more, the table of steps names the extremes
@@ -58,16 +57,17 @@ STEPS = (
     "The L2 norm of what each client's update changed and, in brackets, its cosine to the mean of the others' changes: "
     "a client far from the others has other data, or another intention."
 )
+NO_SETTINGS = ("statistics", "classes", "class_counts", "input_shape", "task", "own", "columns")
 LISTED_EVENTS = 200  # a server that ran for months lists its newest
 
 
 def run_page(name: str, history: History, baseline: Baseline | None, shown: dict[str, tuple[bytes, bytes]]) -> str:
     """The report on a run; `shown` holds its pictures by name, each for a light and for a dark page."""
-    config, last = history.config, (history.scored() or history.rounds)[-1]
+    config, last, main = history.config, (history.scored() or history.rounds)[-1], history.main
     drawn = {key: picture(*pair, CAPTIONS[key]) for key, pair in shown.items()}
     body = [
         f"<h1>Federated run {escape(name)}</h1>",
-        f"<p>{MAIN_METRIC.capitalize()} <b>{score(last.main(), MAIN_METRIC)}</b> on all test images after round "
+        f"<p>{escape(main.name.capitalize())} <b>{score(last.main(), main)}</b> on all test examples after round "
         f"{last.position:g} of {config['rounds']}, "
         f"by {config['clients']} clients.</p>",
         drawn["accuracy"],
@@ -75,18 +75,16 @@ def run_page(name: str, history: History, baseline: Baseline | None, shown: dict
     if baseline:
         body += ["<h2>With and without federation</h2>", f"<p>{escape(verdict(history, baseline))}</p>"]
         body += [table(comparison(history, baseline)), f'<p class="note">{escape(baseline.about_times())}</p>']
-    body += [f"<h2>{last.unit.capitalize()}s</h2>", table(all_cells(history.rounds))]
+    body += [f"<h2>{last.unit.capitalize()}s</h2>", table(all_cells(history))]
+    body += [f'<p class="note">{escape(line)}</p>' for line in remarks(history)]
     for key, title in TITLES.items():
         if key in drawn:
             body += [f"<h2>{title}</h2>", drawn[key]]
     if any(record.by_client.get(STEP_SIZE) for record in history.rounds):
         body += ["<h2>Steps</h2>", f"<p>{STEPS}</p>", table(_steps(history))]
     body += ["<h2>Rejected updates</h2>", _rejected(history), "<h2>Joins and leaves</h2>", _events(history)]
-    settings = {
-        key.replace("_", " "): value
-        for key, value in config.items()
-        if key not in ("statistics", "classes", "class_counts", "input_shape")
-    }
+    settings = {key.replace("_", " "): value for key, value in config.items() if key not in NO_SETTINGS}
+    settings |= {f"set {key}": value for key, value in (config.get("own") or {}).items()}
     cells = [[key, "off" if value is None else str(value)] for key, value in settings.items()]
     classes = ", ".join(config.get("classes", []))
     body += ["<h2>Configuration</h2>", table([["setting", "value"], *cells, ["classes", classes]], words=(0, 1))]

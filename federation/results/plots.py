@@ -2,7 +2,7 @@
 
 import io
 
-from federation.config import MAIN_METRIC
+from federation.config import ACCURACY, LOSS
 from federation.results.comparison import Baseline
 from federation.results.history import History, RoundRecord
 from federation.results.theme import Theme, canvas
@@ -21,16 +21,19 @@ def metrics(history: History, baseline: Baseline | None, theme: Theme) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     png = io.BytesIO()
-    others = sorted(set(history.metric_names()) - {MAIN_METRIC, "loss"})
-    names = [MAIN_METRIC, *others[:DRAWN_METRICS], "loss"]
+    metric = history.main
+    others = sorted(set(history.metric_names()) - {metric.name, LOSS.name})
+    names = [metric.name, *others[:DRAWN_METRICS], *([LOSS.name] if metric.name != LOSS.name else [])]
     with canvas(theme, 2.6 + 1.8 * len(names), png) as figure:
-        axes = figure.subplots(len(names), 1, sharex=True, height_ratios=[3, *[2] * (len(names) - 1)])
+        axes = figure.subplots(len(names), 1, sharex=True, squeeze=False, height_ratios=[3, *[2] * (len(names) - 1)])[
+            :, 0
+        ]
         records = history.scored()
         marker = {"markersize": 6 if len(records) <= MARKED_ROUNDS else 0, "linewidth": 2}
         thin = {"linewidth": 0.9, "alpha": 0.75}
         main = axes[0]
         for number, partition in enumerate(_partitions(history)):
-            values = [record.by_client.get(MAIN_METRIC, {}).get(partition, np.nan) for record in records]
+            values = [record.by_client.get(metric.name, {}).get(partition, np.nan) for record in records]
             label = None if number else "federated, on each client's share"
             main.plot([record.position for record in records], values, color=theme.federated, label=label, **thin)
         for each, name in zip(axes, names, strict=True):
@@ -45,16 +48,20 @@ def metrics(history: History, baseline: Baseline | None, theme: Theme) -> bytes:
             each.plot(*_curve(records, name), "o-", color=theme.federated, label="federated", **marker)
             each.grid(axis="y")
             each.margins(x=0.03)
-            each.set(ylabel=f"{name}, all test images")
+            how = "all test examples" if history.metric(name).additive else "mean over the clients"
+            each.set(ylabel=f"{name}, {how}")
         classes = history.config.get("classes") or []
-        if classes:
-            main.axhline(1 / len(classes), color=theme.ink, linestyle=(0, (1, 3)), linewidth=1.2, label="chance")
-        if all(0 <= (record.main() or 0) <= 1 for record in records):
-            main.set(ylim=(0, 1))
-            main.set_yticks(np.arange(0, 1.01, 0.2), minor=False)
+        chance = 1 / len(classes) if metric.chance is None and metric == ACCURACY and classes else metric.chance
+        if chance is not None:
+            main.axhline(chance, color=theme.ink, linestyle=(0, (1, 3)), linewidth=1.2, label="chance")
+        scores = [record.main() or 0 for record in records]
+        low, high = metric.lowest, metric.highest
+        if low is not None and high is not None and all(low <= value <= high for value in scores):
+            main.set(ylim=(low, high))
+            main.set_yticks(np.linspace(low, high, 6), minor=False)
         axes[-1].set(xlabel="server round")
-        if all(record.metrics.get("loss", 0) >= 0 for record in records):
-            axes[-1].set_ylim(0, None)
+        if all(record.metrics.get(LOSS.name, 0) >= 0 for record in records):
+            axes[names.index(LOSS.name)].set_ylim(0, None)
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = main.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda i: labels[i] != "federated")
@@ -84,7 +91,7 @@ def partitions(history: History, theme: Theme) -> bytes:
         if few:
             words = [f"{client}\n{sum(counts[client]):,}" for client in clients]
             axes.set_xticks(range(len(clients)), words, fontsize=11 if len(clients) <= 5 else 9)
-        axes.set_xlabel("client, and its training images in all" if few else "client")
+        axes.set_xlabel("client, and its training examples in all" if few else "client")
     return png.getvalue()
 
 
@@ -171,4 +178,4 @@ def _curve(records: list[RoundRecord], name: str) -> tuple[list[float], list[flo
 
 def _partitions(history: History) -> list[str]:
     """Every client that ever evaluated, by number."""
-    return sorted({p for record in history.rounds for p in record.by_client.get(MAIN_METRIC, {})}, key=int)
+    return sorted({p for record in history.rounds for p in record.by_client.get(history.main.name, {})}, key=int)

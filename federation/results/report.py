@@ -102,7 +102,7 @@ def finish(folder: RunFolder) -> None:
         again = command_line("python", "-m", "federation.report", folder.path)
         say(f"no pictures ({type(error).__name__}: {error}); try again with: {again}")
         pictures = ""
-    say(f"done: model.npz (final weights), history.json{pictures} are in {folder.path}")
+    say(f"done: model.safetensors (final weights), history.json{pictures} are in {folder.path}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: history.json, two checkpoints, the final model.npz; each written whole or not at all."""
+"""The folder of a run: history.json, two checkpoints, the final model.safetensors; each written whole or not at all."""
 
 import argparse
 import itertools
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from federation import model_file
 from federation.console import command_line, fail, say
 from federation.process import write_whole
 from federation.results.history import History
@@ -76,15 +77,17 @@ class RunFolder:
         """The configuration that the run began with. Raises FileNotFoundError or ValueError where there is no run."""
         return json.loads((self.path / "history.json").read_text())["config"]
 
-    def save_model(
-        self, weights: list[np.ndarray], model: str, classes: list[str], input_shape: list[int] | None = None
-    ) -> None:
-        """model.npz: the arrays w00000, w00001, ... by position, the network's name, class names and input's shape."""
-        arrays = {f"w{i:05d}": array for i, array in enumerate(weights)}
-        names = {"model": np.array(model), "classes": np.array(classes)}
-        if input_shape:
-            names["input_shape"] = np.array(input_shape)
-        write_whole(self.path / "model.npz", lambda file: _savez(file, {**names, **arrays}))
+    def save_model(self, arrays: dict[str, np.ndarray], about: dict) -> None:
+        """model.safetensors: the arrays by PyTorch's names; about: see model_file.about."""
+        model_file.write(self.path / "model.safetensors", arrays, about)
+
+    def save_frozen(self, arrays: dict[str, np.ndarray]) -> None:
+        """What no client sends again, for the final model: frozen.safetensors."""
+        model_file.write(self.path / "frozen.safetensors", arrays, {})
+
+    def load_frozen(self) -> dict[str, np.ndarray]:
+        """Raises OSError or ValueError where it is not there."""
+        return model_file.read(self.path / "frozen.safetensors")[0]
 
 
 @dataclass
@@ -117,6 +120,17 @@ def new_run_dir() -> Path:
         except FileExistsError:
             continue
     raise AssertionError("unreachable")
+
+
+def load_initial(path: str | None) -> dict[str, np.ndarray]:
+    """The arrays of --initial-weights by name. Exits with 2 and one line where the file can't be used."""
+    if path is None:
+        return {}
+    try:
+        return model_file.read(Path(path))[0]
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        fail(f"--initial-weights {path} can't be read ({why}); give a safetensors file", 2)
 
 
 def open_run(args: argparse.Namespace) -> Run:

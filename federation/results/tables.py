@@ -1,9 +1,8 @@
 """The tables of a run: what is said of each round, the same in the terminal and on the page."""
 
-from federation.config import MAIN_METRIC
-from federation.results.history import RoundRecord, VersionRecord, main_first
+from federation.config import LOSS, Metric
+from federation.results.history import History, RoundRecord, VersionRecord, main_first
 
-DIGITS = {"loss": 3}  # after the point; of other metrics, four
 WIDTHS = {  # of a metric, eight
     "round": {"round": 5, "clients": 7, "loss": 6, "seconds": 7, "received": 9},
     "version": {"version": 7, "clients": 9, "staleness": 9, "loss": 6, "at second": 9, "received": 9},
@@ -13,13 +12,14 @@ WIDTHS = {  # of a metric, eight
 class Table:
     """Lines of text for one round after another, under a head that is repeated when a metric is new."""
 
-    def __init__(self, names: list[str] | None = None) -> None:
+    def __init__(self, history: History, names: list[str] | None = None) -> None:
+        self._history = history
         self._names = names or []
         self._head = False
 
     def lines(self, record: RoundRecord) -> list[str]:
-        names = main_first({*self._names, *record.metrics} or {MAIN_METRIC, "loss"})
-        row = cells(record, names)
+        names = _names({*self._names, *record.metrics}, self._history)
+        row = cells(record, names, self._history)
         widths = {title: max(WIDTHS[record.unit].get(title, 8), len(title)) for title in row}
         lines = ["  ".join(cell.rjust(widths[title]) for title, cell in row.items())]
         if names != self._names or not self._head:
@@ -28,14 +28,21 @@ class Table:
         return lines
 
 
-def table(records: list[RoundRecord]) -> str:
-    text = Table(names_of(records))
-    return "\n".join(line for record in records for line in text.lines(record))
+def table(history: History) -> str:
+    """All rounds, and below them what to know of metrics that are no plain means."""
+    text = Table(history, names_of(history))
+    lines = [line for record in history.rounds for line in text.lines(record)]
+    return "\n".join([*lines, *remarks(history)])
 
 
-def cells(record: RoundRecord, names: list[str]) -> dict[str, str]:
+def remarks(history: History) -> list[str]:
+    names = history.averaged()
+    return [f"{', '.join(names)}: the mean over the clients, not the value on all test examples together"] * bool(names)
+
+
+def cells(record: RoundRecord, names: list[str], history: History) -> dict[str, str]:
     """What a table says of a round with these metrics, by column."""
-    scores = {name: score(record.metrics.get(name), name) for name in names}
+    scores = {name: score(record.metrics.get(name), history.metric(name)) for name in names}
     received = {"received": size(record.bytes_received)}
     if isinstance(record, VersionRecord):
         clients = listed([update["partition"] for update in record.updates])
@@ -46,19 +53,23 @@ def cells(record: RoundRecord, names: list[str]) -> dict[str, str]:
     return {**done, **scores, "seconds": f"{record.seconds:.1f}", **received}
 
 
-def all_cells(records: list[RoundRecord]) -> list[list[str]]:
+def all_cells(history: History) -> list[list[str]]:
     """The same table as cells; the first row is the head."""
-    rows = [cells(record, names_of(records)) for record in records]
+    rows = [cells(record, names_of(history), history) for record in history.rounds]
     return [[*rows[0]], *([*row.values()] for row in rows)]
 
 
-def names_of(records: list[RoundRecord]) -> list[str]:
-    return main_first({name for record in records for name in record.metrics} or {MAIN_METRIC, "loss"})
+def names_of(history: History) -> list[str]:
+    return _names(set(history.metric_names()), history)
 
 
-def score(value: float | None, name: str) -> str:
+def _names(known: set[str], history: History) -> list[str]:
+    return main_first(known or {history.main.name, LOSS.name}, history.main.name)
+
+
+def score(value: float | None, metric: Metric) -> str:
     """Not known where versions come faster than clients evaluate."""
-    return "–" if value is None else f"{value:.{DIGITS.get(name, 4)}f}"
+    return "–" if value is None else f"{value:.{metric.digits}f}"
 
 
 def listed(numbers: list[int]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from federation.aggregation.steps import Step, excess, measure
 from federation.aggregation.strategy import CheckedStrategy
 from federation.aggregation.validation import BadUpdate, Score, Update, validate_evaluate, validate_fit
+from federation.aggregation.verdicts import Verdicts, Version
 from federation.console import say
 from federation.results.history import History
 from federation.server.client_manager import ClientManager, Participant
@@ -44,6 +45,11 @@ class Acceptance:
         self.unit = unit  # what the run's progress is counted in
         self._recent: collections.deque[Step] = collections.deque(maxlen=REMEMBERED)
 
+    @property
+    def main_metric(self) -> str:
+        """Its name: without it a score does not count."""
+        return self.clients.metrics[0].name
+
     # Rounds
 
     def updates(
@@ -66,7 +72,9 @@ class Acceptance:
         evaluation = Evaluation([], [])
         for one, res in answers:
             try:
-                evaluation.scores.append(validate_evaluate(res, one.partition, one.test_examples))
+                evaluation.scores.append(
+                    validate_evaluate(res, one.partition, one.test_examples, self.clients.metrics[0])
+                )
             except BadUpdate as bad:
                 evaluation.failed.append((one, bad))
         return evaluation
@@ -75,11 +83,10 @@ class Acceptance:
         for participant, bad in evaluation.failed:
             self.reject(number, participant.partition, bad)
 
-    def culprit(self, number: int, update: Update, steps: dict[int, Step]) -> None:
-        """Leave out the update with which most clients can't evaluate the new model."""
-        times = excess(steps[update.partition], list(steps.values()))
+    def culprit(self, number: int, partition: int, times: float) -> None:
+        """Leave out the update with which most clients can't evaluate the new model; times: its step's excess()."""
         reason = f"with its update most clients can't evaluate the model; its step is {times:.1f} times the median"
-        self.reject(number, update.partition, BadUpdate(reason))
+        self.reject(number, partition, BadUpdate(reason))
 
     def counted(self, updates: Sequence[Update]) -> None:
         """These updates are in the model now: their clients' strikes are forgotten."""
@@ -108,11 +115,39 @@ class Acceptance:
         self._recent.append(step)
         return True
 
-    def score(self, number: int, participant: Participant, res: EvaluateRes) -> Score | None:
-        """A valid score; None, in public, where it must not count."""
-        evaluation = self.evaluation([(participant, res)])
-        self.leave_out_failed(number, evaluation)
-        return next(iter(evaluation.scores), None)
+    def score(self, number: int, participant: Participant, res: EvaluateRes, undecided: Version | None) -> Score | None:
+        """A valid score; None where it must not count.
+
+        undecided: the version, where it is not known yet whether a client that can't evaluate it is to blame for that.
+        """
+        evaluation, partition = self.evaluation([(participant, res)]), participant.partition
+        for _, bad in evaluation.failed:
+            if undecided and not bad.client_failed:
+                undecided.note(partition, bad)
+            else:
+                self.reject(number, partition, bad)
+        for score in evaluation.scores:
+            if undecided:
+                undecided.note(partition, None)
+            return score
+        return None
+
+    def decide(self, verdicts: Verdicts) -> int | None:
+        """What the scores so far say of the versions since the newest good one; returns a bad one's number, if any.
+
+        With a version that is good, its updates count, who could not evaluate it is left out, and where it was a trial,
+        its suspect is the culprit.
+        """
+        clients, trial = {one.partition for one in self.clients.ready()}, next(iter(verdicts.trials), None)
+        for version in verdicts.accept(clients):
+            self.counted([each.update for each in version.updates])
+            for partition, bad in version.failed.items():
+                self.reject(version.number, partition, bad)
+            if trial and trial.suspect is not None:
+                self.culprit(verdicts.bad, trial.suspect, trial.excess)
+            elif trial and trial.updates:
+                say(f"version {verdicts.bad}: an update trained from a version that is taken back is to blame")
+        return verdicts.find_bad(clients)
 
     def reject(self, number: int, partition: int, bad: BadUpdate) -> None:
         """Leave an answer out, in public; after three in a row, or a failure of its own, the client goes."""
@@ -161,7 +196,7 @@ def without_culprit(
         new_weights = strategy.aggregate(weights, others)
         evaluation = acceptance.evaluation(dispatcher.evaluate(number, new_weights))
         if not evaluation.model_is_bad:
-            acceptance.culprit(number, suspect, steps)
+            acceptance.culprit(number, suspect.partition, excess(steps[suspect.partition], all_steps))
             return new_weights, others, evaluation
         strategy.restore(state, weights)
     say(f"round {number}: no single update is to blame; none of the round counts")

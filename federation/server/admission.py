@@ -16,6 +16,7 @@ from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, proof,
 from federation.server.client_manager import ClientManager, Participant, Refused
 from federation.server.grpc_server import GrpcBridgeClosed
 
+import numpy as np
 from flwr.common import GetPropertiesIns, ReconnectIns
 from flwr.server.client_proxy import ClientProxy
 
@@ -31,6 +32,8 @@ class Waitlisted(Exception):
 class Admission(ClientManager):
     """Admits clients that come over gRPC: every connection is verified before it counts."""
 
+    in_pieces = True
+
     def __init__(
         self,
         num_partitions: int,
@@ -42,8 +45,10 @@ class Admission(ClientManager):
         load_timeout: float = 600,
         classes: list[str] | None = None,
         max_message_bytes: float = math.inf,
+        initial: dict[str, np.ndarray] | None = None,
     ) -> None:
         super().__init__(num_partitions, recipe, notify, classes)
+        self.initial = initial or {}
         self.max_message_bytes = max_message_bytes
         self.secret = secret
         self.waiting_list = waiting_list
@@ -168,13 +173,18 @@ class Admission(ClientManager):
         if self.fixed and participant.classes != self.classes:
             question["classes"] = json.dumps(self.classes)
             participant.told_classes = True
+        told = bool(self.statistics)
+        if told:
+            question["columns"] = json.dumps(self.statistics)
         answer = ask(participant.client, question, self.load_timeout)
         name = f"client {participant.partition}"
         if "error" in answer:
             raise Refused(f"start {name}", f"{name} could not start: {clean(answer['error'])}")
+        if self.statistics and not told:  # agreed on while it opened its data
+            return self._assign(participant)
         there = self.settle(participant, read_summary(answer), name)
         if there:
-            words = f"{name} joined, {participant.train_examples:,} training images"
+            words = f"{name} joined, {participant.train_examples:,} training examples"
             words += " " + presence(there, self.num_partitions)
             self.notify("join", participant.partition, words)
 

@@ -8,10 +8,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from federation.config import Recipe
-from federation.console import clean
-from federation.protocol import DataSummary
+from federation.aggregation.agreement import conflict, initial_conflict, remark
+from federation.config import ACCURACY, Metric, Recipe
+from federation.console import clean, say
+from federation.protocol import DataSummary, TaskSummary
 
+import numpy as np
 from flwr.server import ClientManager as FlowerClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
@@ -30,8 +32,14 @@ class Participant:
     train_examples: int = 0
     test_examples: int = 0
     class_counts: list[int] = field(default_factory=list)
+    summary: DataSummary | None = None
     ready: bool = False
     strikes: int = 0  # bad updates in a row
+
+    @property
+    def knows_pieces(self) -> bool:
+        """Clients of 1.0.0 don't."""
+        return bool(self.summary and self.summary.task)
 
 
 class Refused(Exception):
@@ -67,18 +75,32 @@ class ClientManager(FlowerClientManager):
         self.local = recipe.partitioner == "local"  # each client has data of its own
         self.classes: list[str] = classes or []  # the federation's
         self.fixed = bool(classes)
-        self.buffer_positions: list[int] = []  # of the arrays that are measured, not trained (BatchNorm's)
-        self.started = False
-        self.input_shape: list[int] = []
+        self.agreed: DataSummary | None = None  # what all have alike, once it is fixed
+        self.initial: dict[str, np.ndarray] = {}  # weights to begin with, by name, where the server was given them
+        self.statistics: dict[str, list[float]] = {}  # of columns, over all clients: see aggregation/column_statistics
         self.max_message_bytes: float = math.inf
         self.participants: dict[int, Participant] = {}
         self.changed = threading.Condition()
         self.closed = False
 
-    def begin(self, classes: list[str], buffer_positions: list[int]) -> None:
+    def begin(self, classes: list[str], agreed: DataSummary) -> None:
         """From the first round on, or in a resumed run, these don't change."""
-        self.classes, self.buffer_positions, self.started = classes, buffer_positions, True
-        self.fixed = True
+        self.classes, self.agreed, self.fixed = classes, agreed, True
+
+    @property
+    def buffer_positions(self) -> list[int]:
+        """Of the arrays that are measured, not trained (BatchNorm's)."""
+        return self.agreed.buffer_positions if self.agreed else []
+
+    @property
+    def task(self) -> TaskSummary | None:
+        """What the clients say of their task; those of version 1.0.0 say nothing."""
+        return self.agreed.task if self.agreed else None
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Of the task; the first is the main one."""
+        return self.task.metrics if self.task else [ACCURACY]
 
     def ready(self) -> list[Participant]:
         """Participants that can be asked to work, by partition."""
@@ -109,6 +131,8 @@ class ClientManager(FlowerClientManager):
 
     def of_client(self, client: ClientProxy) -> Participant | None:
         return next((each for each in self.participants.values() if each.client is client), None)
+
+    in_pieces = False  # whether large models can travel in pieces
 
     @abstractmethod
     def reassign(self, participant: Participant) -> None:
@@ -156,6 +180,16 @@ class ClientManager(FlowerClientManager):
             self.fixed = True
         return [each for each in self.ready() if each.classes != self.classes and not each.told_classes]
 
+    def agree(self) -> list[tuple[Participant, str]]:
+        """Fix what all clients have alike, once all are there; returns who has it otherwise, and what.
+
+        It is what most have, of several the lowest partition's.
+        """
+        if self.agreed is None:
+            self.agreed = self._usual()[0]
+        told = [(each, conflict(each.summary, self.agreed)) for each in self.ready() if each.summary and self.agreed]
+        return [(each, words) for each, words in told if words]
+
     def _commonest(self) -> tuple[list[str], int]:
         """The list of classes that most participants have, of several the lowest partition's, and how many have it."""
         lists = [tuple(self.participants[p].classes) for p in sorted(self.participants)]
@@ -164,38 +198,60 @@ class ClientManager(FlowerClientManager):
         most = max(lists, key=lists.count)
         return list(most), lists.count(most)
 
+    def _usual(self) -> tuple[DataSummary | None, int]:
+        """The same of what else all must have alike; clients of 1.0.0, which say less of it, can't be the measure."""
+        told = [each.summary for each in self.ready() if each.summary]
+        kinds: list[DataSummary] = []
+        for one in [each for each in told if each.task] or told:
+            if all(conflict(one, kind) for kind in kinds):
+                kinds.append(one)
+        counts = [sum(conflict(other, kind) is None for other in told) for kind in kinds]
+        return (kinds[counts.index(max(counts))], max(counts)) if kinds else (None, 0)
+
     def settle(self, participant: Participant, summary: DataSummary, name: str) -> int:
         """Make the participant ready; how many are there now, or 0 where it was lost meanwhile. Raises Refused."""
         train, test, counts = summary.train_examples, summary.test_examples, summary.class_counts
         if train < 1 or test < 1:
-            words = f"{name} has {train:,} training and {test:,} test images; it needs both"
-            raise Refused(f"images {name}", words)
+            raise Refused(
+                f"examples {name}", f"{name} has {train:,} training and {test:,} test examples; it needs both"
+            )
         with self.changed:
             if self.participants.get(participant.partition) is not participant:
                 return 0
             if counts and len(counts) != len(self.classes if participant.told_classes else participant.classes):
-                raise Refused(f"counts {name}", f"{name} counts its images by other classes than it has")
-            if not self.started and not self.ready():
-                self.buffer_positions = summary.buffer_positions
-            if summary.buffer_positions != self.buffer_positions:
-                words = f"{name} measures other arrays of the network (BatchNorm's) than the others; use one model.py"
-                raise Refused(f"statistics {name}", words)
-            if not (self.started and self.input_shape) and not self.ready():  # runs of before kept none
-                self.input_shape = summary.input_shape
-            if summary.input_shape != self.input_shape:
-                words = (
-                    f"{name} has inputs of shape {summary.input_shape}, the others {self.input_shape}; use one data.py"
-                )
-                raise Refused(f"inputs {name}", words)
-            if summary.model_bytes > self.max_message_bytes:
+                raise Refused(f"counts {name}", f"{name} counts its examples by other classes than it has")
+            usual, number = (self.agreed, self.num_partitions) if self.agreed else self._usual()
+            words = conflict(summary, usual) if usual else None
+            # Before round 1 only what more than half of all places have can shut another out: see check_classes.
+            # With data of its own a client may lack classes, and so a row of its last layer, until it is told all.
+            if words and 2 * number > self.num_partitions and (self.fixed or not self.local):
+                raise Refused(f"task {name}", f"{name} {words}")
+            words = initial_conflict(summary.task, self.initial) if self.initial else None
+            if words:
+                raise Refused(f"initial weights {name}", f"{name} {words}")
+            if summary.model_bytes > self.max_message_bytes and not (self.in_pieces and summary.task):
                 size = (
                     f"{summary.model_bytes / 1e6:.1f} MB, more than --max-message-mb {self.max_message_bytes / 1e6:g}"
                 )
                 raise Refused("model size", f"{name}'s model takes {size}; raise it at the server")
+            if usual and conflict(summary, usual) is None:
+                self._remark(participant, summary, usual, name)
             participant.train_examples, participant.test_examples = train, test
-            participant.class_counts, participant.ready = counts, True
+            participant.class_counts, participant.summary, participant.ready = counts, summary, True
             self.changed.notify_all()
             return len(self.ready())
+
+    def _remark(self, participant: Participant, summary: DataSummary, usual: DataSummary, name: str) -> None:
+        """What is odd, but no reason to refuse."""
+        words = remark(summary.task, usual.task)
+        if words:
+            say(f"{name}: {words}")
+        if not self.local and summary.data_sizes != usual.data_sizes and summary.data_sizes and usual.data_sizes:
+            one, other = (" + ".join(f"{size:,}" for size in each.data_sizes) for each in (summary, usual))
+            say(
+                f"warning: {name} has a data set of {one} examples, the others one of {other}: the partitions can't "
+                "come from one data set; for clients with data of their own start the server with --partitioner local"
+            )
 
     # The rest of Flower's interface
 

@@ -1,33 +1,42 @@
 """Asks the participants, one by one or all at once, and waits for their answers, but not without end."""
 
 import concurrent.futures
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from federation import model_file, pieces
 from federation.aggregation.validation import BadUpdate, read_weights
-from federation.compression import TooLarge, as_sent, pack
+from federation.compression import TooLarge, as_sent, num_bytes, pack, travels_as
 from federation.console import say
+from federation.protocol import TaskSummary
 from federation.server.client_manager import ClientManager, Participant
 from federation.server.settings import ServerSettings
 
 import numpy as np
 from flwr.common import (
+    Code,
     EvaluateIns,
     EvaluateRes,
     FitIns,
     FitRes,
     GetParametersIns,
+    GetParametersRes,
+    GetPropertiesIns,
     Parameters,
     Scalar,
+    Status,
     ndarrays_to_parameters,
 )
 from flwr.server.client_proxy import ClientProxy
 
 GRACE = 5.0  # seconds after which Flower ends a stream that we gave up
+Result = TypeVar("Result")
 SLICE = 0.2  # seconds of waiting between two looks at the stop flag and the deadlines
 
 
@@ -64,6 +73,7 @@ class Dispatcher:
         self.settings = settings
         self.recipe = clients.recipe
         self.unit = unit  # what the run's progress is counted in
+        self.folder: Path | None = None  # where large updates wait
         self.stop = threading.Event()
 
     def wait_ready(self, number: int, timeout: float) -> bool:
@@ -75,18 +85,59 @@ class Dispatcher:
     def initial_weights(self) -> list[np.ndarray]:
         """The untrained model, from the first client whose answer can be read; all build it from the seed.
 
-        It comes uncompressed, as the one message that says which dtypes the model has.
+        It comes as all models travel, where the clients have told its dtypes; those of 1.0.0 send it uncompressed.
         """
-        positions = self.clients.buffer_positions
+        task, positions, compress = self.clients.task, self.clients.buffer_positions, self.recipe.compress
+        if task is None:
+            return self._first({}, lambda answer: as_sent(read_weights(answer.parameters, positions), compress))
+        return self._first(
+            {"packed": True}, lambda answer: as_told(read_weights(answer.parameters, positions), task.arrays)
+        )
+
+    def frozen_weights(self, task: TaskSummary) -> dict[str, np.ndarray]:
+        """What no training changes, and so travels only once, from the first client that sends it as all have it."""
+
+        def read(answer: GetParametersRes) -> dict[str, np.ndarray]:
+            arrays = as_told(read_weights(answer.parameters, range(len(task.frozen_arrays))), task.frozen_arrays)
+            named = dict(zip((name for name, *_ in task.frozen_arrays), arrays, strict=True))
+            if model_file.hash_of(named) != task.frozen:
+                raise BadUpdate("its frozen weights are not those that it told of")
+            return named
+
+        return self._first({"frozen": True}, read)
+
+    def _first(self, config: dict[str, Scalar], read: Callable[[GetParametersRes], Result]) -> Result:
         for participant in self.clients.ready():
-            request = self._start(participant, lambda client, t: client.get_parameters(GetParametersIns({}), t, 0))
+            request = self._start(participant, self._fetcher(participant, config))
             for _, answer in self._wait_for_all([request]):
                 try:
-                    return as_sent(read_weights(answer.parameters, positions), self.recipe.compress)
+                    return read(answer)
                 except (BadUpdate, TooLarge) as error:
                     say(f"client {participant.partition} can't send the untrained model: {error}")
                     self.clients.drop(participant, f"it can't send the untrained model: {error}")
         raise RunFailed("no client could send the untrained model; look at what the clients print")
+
+    def _fetcher(self, participant: Participant, config: dict[str, Scalar]) -> Callable[[ClientProxy, float], Any]:
+        """Asks for the untrained model, or its frozen arrays: in one message, or, where they are large, in pieces."""
+        task = participant.summary.task if participant.summary else None
+        told = (task.frozen_arrays if "frozen" in config else task.arrays) if task else []
+        compress = self.recipe.compress if "packed" in config else "none"
+        like = [(tuple(shape), travels_as(np.dtype(dtype), compress)) for _, shape, dtype in told]
+        if not self._in_pieces(sum(math.prod(shape) * dtype.itemsize for shape, dtype in like)):
+            return lambda client, timeout: client.get_parameters(GetParametersIns(config), timeout, 0)
+        what, none = "frozen" if "frozen" in config else "untrained", self._pieces([])
+
+        def fetch(client: Any, timeout: float) -> GetParametersRes:
+            stored = client.fetch(what, like, none, time.monotonic() + timeout)
+            return GetParametersRes(Status(Code.OK, ""), stored)
+
+        return fetch
+
+    def ask(self, question: dict[str, Scalar]) -> list[tuple[Participant, dict]]:
+        """One of protocol.py's questions to all clients; the answers by partition. Who fails is left out."""
+        ins, there = GetPropertiesIns(question), self.clients.ready()
+        asked = [self._start(one, lambda client, timeout: client.get_properties(ins, timeout, 0)) for one in there]
+        return [(one, answer.properties) for one, answer in self._wait_for_all(asked)]
 
     # A round
 
@@ -129,7 +180,18 @@ class Dispatcher:
 
     def parameters(self, weights: list[np.ndarray]) -> Parameters:
         """A global model as it is sent."""
-        return ndarrays_to_parameters(pack(weights, self.recipe.compress))
+        packed = pack(weights, self.recipe.compress)
+        if self._in_pieces(num_bytes(weights, "none")):
+            return self._pieces(packed)
+        return ndarrays_to_parameters(packed)
+
+    def _in_pieces(self, size: int) -> bool:
+        """Whether a model of so many bytes travels in pieces: a large one does, where all clients know how."""
+        most = min(pieces.LARGE, self.clients.max_message_bytes // 2)
+        return self.clients.in_pieces and size > most and all(one.knows_pieces for one in self.clients.ready())
+
+    def _pieces(self, arrays: Sequence[np.ndarray]) -> pieces.InPieces:
+        return pieces.InPieces(arrays=arrays, folder=self.folder, largest=self.clients.max_message_bytes)
 
     def hosts(self) -> Counter[str]:
         """How many clients share each machine's cores."""
@@ -192,6 +254,14 @@ class Dispatcher:
             waiting = [one for one in waiting if one not in over]
         answers = [(one.participant, self.answer(one)) for one in requests]
         return [(participant, answer) for participant, answer in answers if answer is not None]
+
+
+def as_told(arrays: list[np.ndarray], told: list[list]) -> list[np.ndarray]:
+    """In the dtypes that the client told of. Raises BadUpdate where number or shapes are others."""
+    shapes = [list(array.shape) for array in arrays]
+    if shapes != [shape for _, shape, _ in told]:
+        raise BadUpdate("its arrays are not of the shapes that it told of")
+    return [array.astype(dtype, copy=False) for array, (*_, dtype) in zip(arrays, told, strict=True)]
 
 
 def _config(number: int, participant: Participant, hosts: Counter[str]) -> dict[str, Scalar]:

@@ -109,7 +109,7 @@ class NodeAdmission(ClientManager):
             participant = Participant(hello.wanted, client, hello.instance, hello.host, hello.classes)
             self.participants[hello.wanted] = participant
         there = self.settle(participant, read_summary(answer), f"client {participant.partition}")
-        words = f"client {participant.partition} joined, {participant.train_examples:,} training images"
+        words = f"client {participant.partition} joined, {participant.train_examples:,} training examples"
         self.notify("join", participant.partition, f"{words} {presence(there, self.num_partitions)}")
 
 
@@ -156,7 +156,9 @@ def read_run_config(run_config: dict, clients: int) -> argparse.Namespace:
     Returns what options.parse_args does. Raises ValueError with its one line on wrong use.
     """
     flags = {key: value for key, value in run_config.items() if key not in FOR_NODES and value != ""}
-    argv = [f"--{key}={value}" for key, value in flags.items()] + [f"--clients={clients}"]
+    own = str(flags.pop("set", "")).split()  # of several, as a run config has no lists
+    argv = [f"--{key}={value}" for key, value in flags.items()] + [f"--set={pair}" for pair in own]
+    argv.append(f"--clients={clients}")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -10,12 +10,17 @@ All of Flower's private names that the server needs are imported here.
 """
 
 import functools
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+from federation.pieces import InPieces, Store, cut, num_bytes
+
 import grpc
-from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, Parameters, serde
+from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, GetPropertiesIns, Parameters, serde
 from flwr.proto.transport_pb2 import ClientMessage, ServerMessage
 from google.protobuf.message import DecodeError
 
@@ -100,14 +105,54 @@ class Proxy(GrpcClientProxy):
     """Flower's proxy of a client, which asks the questions that all get alike with the same bytes."""
 
     unpacking = threading.Lock()  # one at a time: an update takes three times its room meanwhile
+    pieces = threading.Semaphore(4)  # exchanges at a time, of all clients
 
     def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
+        if isinstance(ins.parameters, InPieces):
+            return self._in_pieces(ins, timeout)
         answer = self._ask(ins, timeout)
         with self.unpacking:
             return serde.fit_res_from_proto(answer.take().fit_res)
 
     def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
+        if isinstance(ins.parameters, InPieces):
+            return self._in_pieces(ins, timeout)
         return serde.evaluate_res_from_proto(self._ask(ins, timeout).take().evaluate_res)
+
+    def _in_pieces(self, ins: Any, timeout: float | None) -> Any:
+        """The same with a large model, that is sent before the question, and, of a training, fetched after it."""
+        model, deadline = ins.parameters, time.monotonic() + (timeout or math.inf)
+        size = num_bytes(model.arrays)
+        for start in range(0, size, model.piece):
+            content = cut(model.arrays, start, start + model.piece)
+            self._properties({"ask": "store", "start": start, "content": content}, deadline)
+        empty = Parameters([], model.tensor_type)
+        question, left = type(ins)(empty, {**ins.config, "in_pieces": True}), max(1.0, deadline - time.monotonic())
+        if isinstance(ins, EvaluateIns):
+            return self.evaluate(question, left, None)
+        answer = self.fit(question, left, None)
+        if not answer.num_examples or "error" in answer.metrics:
+            return answer
+        like = [(array.shape, array.dtype) for array in model.arrays]
+        return replace(answer, parameters=self.fetch("update", like, model, deadline))
+
+    def fetch(self, what: str, like: list, model: InPieces, deadline: float) -> InPieces:
+        """Arrays of these shapes and dtypes, which the client keeps under that name, into a file. Raises ValueError."""
+        store = Store(model.folder, [(shape, dtype, dtype) for shape, dtype in like])
+        for start in range(0, store.size, model.piece):
+            wanted = min(model.piece, store.size - start)
+            told = self._properties({"ask": "fetch", "what": what, "start": start, "stop": start + wanted}, deadline)
+            content = told.get("content")
+            if not isinstance(content, bytes) or len(content) != wanted:
+                raise ValueError(f"a piece of {wanted} bytes was asked for, and not given")
+            store.add(content)
+        return replace(model, arrays=store.arrays)
+
+    def _properties(self, question: dict, deadline: float) -> dict:
+        with self.pieces:
+            return self.get_properties(
+                GetPropertiesIns(question), max(1.0, deadline - time.monotonic()), None
+            ).properties
 
     def _ask(self, ins: Any, timeout: float | None) -> Answer:
         tensors, config = tuple(ins.parameters.tensors), tuple(sorted(ins.config.items()))

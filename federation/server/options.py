@@ -29,6 +29,7 @@ def build_parser(description: str | None) -> Parser:
     add = parser.add_argument_group(RUN).add_argument
     add("--address", default="127.0.0.1:8080", metavar="HOST:PORT", help="where to listen")
     add("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
+    add("--initial-weights", metavar="FILE", help="begin with these weights, safetensors by PyTorch's names")
     add("--resume", metavar="RUN_DIR", help="go on with a run after its last whole round")
     add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
     add_flags(parser, [Recipe, ServerSettings])
@@ -69,9 +70,10 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
 def describe(args: argparse.Namespace) -> str:
     """What the run will do, in a few words."""
     recipe, settings = args.recipe, args.settings
+    model = f" of {recipe.model}" if recipe.model else ""  # else the task's, which the clients know
     if settings.mode == "async":
-        return f"fedbuff of {recipe.model}, {recipe.rounds * settings.clients} updates"
-    return f"{settings.strategy} of {recipe.model}, {recipe.rounds} rounds"
+        return f"fedbuff{model}, {recipe.rounds * settings.clients} updates"
+    return f"{settings.strategy}{model}, {recipe.rounds} rounds"
 
 
 def _of(kind: type[SomeSettings], values: dict) -> SomeSettings:
@@ -86,19 +88,33 @@ def _resumed(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSetti
         config = RunFolder(Path(args.resume)).load_config()
         recipe, stored = Recipe.from_stored(config), ServerSettings.from_stored(config)
         config["rounds"], config["clients"]
-    except (OSError, ValueError, KeyError, TypeError):  # no such file, no JSON, or not what we wrote
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no such file, no JSON, or not what we wrote
         raise ValueError(f"--resume {args.resume} holds no run (no readable history.json)") from None
+    now = _of(Recipe, {**dataclasses.asdict(recipe), **given})
     for name in Recipe.names():
-        now = _of(Recipe, {**dataclasses.asdict(recipe), **given})
-        if getattr(now, name) != getattr(recipe, name):
+        if name != "own" and getattr(now, name) != getattr(recipe, name):
             theirs = f"{flag(name)} {given[name]}"
             raise ValueError(
                 f"--resume keeps the run's own recipe ({name} is {getattr(recipe, name)}); leave out {theirs}"
+            )
+    for name, value in (now.own or {}).items():
+        ours = (recipe.own or {}).get(name)
+        if "own" in given and not _is_same(value, ours):
+            raise ValueError(
+                f"--resume keeps the run's own settings ({name} is {ours}); leave out --set {name}={value}"
             )
     for name, what in (("clients", f"{stored.clients} clients"), ("mode", f"mode, {stored.mode}")):
         if given.get(name, getattr(stored, name)) != getattr(stored, name):
             raise ValueError(f"--resume keeps the run's own {what}; leave out {flag(name)} {given[name]}")
     return recipe, _of(ServerSettings, {**dataclasses.asdict(stored), **given}), config
+
+
+def _is_same(given: object, ours: object) -> bool:
+    """Whether a text of --set says what a run has in the task's own kind."""
+    try:
+        return str(given).lower() == str(ours).lower() or float(str(given)) == float(str(ours))
+    except ValueError:
+        return False
 
 
 def _problems(args: argparse.Namespace) -> Iterator[str]:

@@ -1,17 +1,19 @@
 """The rounds of federated averaging: first one round, then all that a long run needs around it."""
 
+import json
 import signal
 import time
 import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from federation import model_file
+from federation.aggregation import column_statistics
 from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy, mean_metrics
-from federation.compression import TooLarge, num_bytes
-from federation.config import MAIN_METRIC
+from federation.compression import TooLarge, as_sent, num_bytes
 from federation.console import clean, command_line, say
-from federation.protocol import presence
+from federation.protocol import TaskSummary, as_stored, from_stored, presence
 from federation.results.history import COSINE, STEP_SIZE, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
@@ -62,10 +64,19 @@ def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> Ro
     acceptance.leave_out_failed(number, evaluation)
     if not evaluation.scores:
         raise RunFailed(f"no client could evaluate the model of round {number}")
-    record = RoundRecord(number, mean_metrics(evaluation.scores), clients=len(evaluation.scores))
-    main = {str(score.partition): score.metrics[MAIN_METRIC] for score in evaluation.scores}
-    record.by_client = {MAIN_METRIC: main}
+    main, metrics = acceptance.main_metric, mean_metrics(evaluation.scores)
+    record = RoundRecord(number, metrics, clients=len(evaluation.scores), main_metric=main)
+    record.by_client = {
+        main: {str(score.partition): score.metrics[main] for score in evaluation.scores if main in score.metrics}
+    }
     return record
+
+
+def describe_task(task: TaskSummary) -> str:
+    """What is trained, and how, as the clients say it."""
+    told = {**task.recipe, **task.recipe["own"]}
+    values = ", ".join(f"{name.replace('_', ' ')} {clean(value, 40)}" for name, value in told.items() if name != "own")
+    return f"task {task.name}: {values}"
 
 
 def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
@@ -100,15 +111,16 @@ class FederatedServer(Server):
         self.folder, self.history, self.checkpoint = run.folder, run.history, run.checkpoint
         self.observers = observers or Observers([])
         self.dispatcher = Dispatcher(clients, settings, self.unit)
+        self.dispatcher.folder = self.folder.path
         self.acceptance = Acceptance(clients, settings, self.history, self.unit)
-        self.table = Table()
+        self.table = Table(self.history)
         self.signal_number = 0
         self.exit_code = 1
         self.weights: list[np.ndarray] = []
         self.rounds_done = -1  # 0 once the untrained model is evaluated
         if self.checkpoint:
-            clients.begin(self.history.config["classes"], self.history.config["statistics"])
-            clients.input_shape = self.history.config.get("input_shape", [])
+            clients.begin(self.history.config["classes"], from_stored(self.history.config))
+            clients.statistics = self.history.config.get("columns", {})
 
     # Called by flwr.server.start_server
 
@@ -160,17 +172,15 @@ class FederatedServer(Server):
 
     def _run(self) -> None:
         self._gather_first()
-        self.clients.begin(self.clients.classes, self.clients.buffer_positions)
         counts = {str(one.partition): one.class_counts for one in self.clients.ready() if one.class_counts}
-        self.history.config.update(
-            classes=self.clients.classes,
-            statistics=self.clients.buffer_positions,
-            class_counts=counts,
-            input_shape=self.clients.input_shape,
-        )
+        assert self.clients.agreed  # by all who are there
+        self.history.config.update(classes=self.clients.classes, class_counts=counts, **as_stored(self.clients.agreed))
+        if self.clients.task:
+            say(describe_task(self.clients.task))
+        self._agree_on_columns()
         self.observers.begin(self.history)
         if self.checkpoint is None:
-            self._begin(self.dispatcher.initial_weights())
+            self._begin(self._initial_weights())
         else:
             self.rounds_done = self.checkpoint.server_round
             self._continue_from(self.checkpoint)
@@ -178,7 +188,55 @@ class FederatedServer(Server):
         if not any(record.clients for record in self.history.rounds[1:]):
             what = "no update of any client counted, so the model is the untrained one; the lines above say why"
             raise RunFailed(f"{what}; begin a new run", resumable=False)
-        self.folder.save_model(self.weights, self.recipe.model, self.clients.classes, self.clients.input_shape)
+        self._save_model()
+
+    def _agree_on_columns(self) -> None:
+        """Mean and spread of each column over all clients, for a task that scales its data by them."""
+        task = self.clients.task
+        if task is None or not task.columns or self.clients.statistics:
+            return
+        totals = self._column_sums({"ask": "columns"}, task.columns)
+        means = column_statistics.means(totals)
+        squares = self._column_sums({"ask": "columns", "means": json.dumps(means)}, task.columns)
+        self.clients.statistics = column_statistics.statistics(means, squares)
+        self.history.config["columns"] = self.clients.statistics
+        for participant, answer in self.dispatcher.ask(
+            {"ask": "columns", "statistics": json.dumps(self.clients.statistics)}
+        ):
+            if "error" in answer:  # it would train on numbers of another scale than the others'
+                self.clients.drop(participant, clean(answer["error"]))
+        say(f"the clients scale {len(self.clients.statistics)} of {len(task.columns)} columns alike")
+
+    def _column_sums(self, question: dict, columns: list[str]) -> list[column_statistics.Sums]:
+        told = []
+        for participant, answer in self.dispatcher.ask(question):
+            try:
+                squares = "means" in question
+                told.append(column_statistics.read_sums(answer, columns, participant.train_examples, squares))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                words = answer.get("error", "what it tells of its columns makes no sense")
+                self.clients.drop(participant, clean(words))
+        if not told:
+            raise RunFailed("no client could tell of its columns; look at what the clients print")
+        return told
+
+    def _initial_weights(self) -> list[np.ndarray]:
+        """Of --initial-weights, or of the first client; frozen arrays are kept for the final model."""
+        task, given = self.clients.task, self.clients.initial
+        if task and task.frozen:
+            own = {name: given[name] for name, *_ in task.frozen_arrays} if given else {}
+            self.folder.save_frozen(own or self.dispatcher.frozen_weights(task))
+        if given and task:
+            return as_sent([given[name] for name, *_ in task.arrays], self.recipe.compress)
+        return self.dispatcher.initial_weights()
+
+    def _save_model(self) -> None:
+        task, schema = self.clients.task, {"classes": self.clients.classes}
+        names = [name for name, *_ in task.arrays] if task else [f"w{i:05d}" for i in range(len(self.weights))]
+        frozen = self.folder.load_frozen() if task and task.frozen else {}
+        schema |= task.schema if task else {}
+        about = model_file.about(task.name, task.recipe, schema, self.clients.statistics) if task else {}
+        self.folder.save_model({**frozen, **dict(zip(names, self.weights, strict=True))}, about)
 
     def _gather_first(self) -> None:
         """Wait until all clients are there, with classes that fit together."""
@@ -192,6 +250,10 @@ class FederatedServer(Server):
                     f"{there} of {wanted} clients came within {timeout:g} s; start more, or raise --join-timeout"
                 )
             others = self.clients.agree_on_classes()
+            different = [] if others else self.clients.agree()  # what depends on the classes waits for them
+            for one, words in different:
+                say(f"client {one.partition} left out: it {words}")
+                self.clients.drop(one, f"it {words}")
             for one in others:
                 if self.clients.local:
                     lacking = clean(", ".join(sorted(set(self.clients.classes) - set(one.classes))))
@@ -199,10 +261,10 @@ class FederatedServer(Server):
                     self.clients.reassign(one)
                 else:
                     self.clients.drop(one, different_classes(one.classes, self.clients.classes))
-            if not others:
+            if not others and not different:
                 break
-        if len(self.clients.classes) < 2:
-            raise RunFailed(f"the clients have {len(self.clients.classes)} class; a classifier needs two at least")
+        if len(self.clients.classes) == 1:
+            raise RunFailed("the clients have 1 class; a classifier needs two at least")
 
     def _begin(self, weights: list[np.ndarray]) -> None:
         self._set_global_weights(weights)
@@ -266,11 +328,19 @@ class FederatedServer(Server):
     # When to end
 
     def _target_reached(self) -> bool:
-        target = self.settings.target_accuracy
-        if target is None or self.rounds_done < 1 or (self.history.rounds[-1].main() or 0) < target:
+        if self.rounds_done < 1 or not self._at_target(self.history.rounds[-1].main()):
             return False
-        say(f"{MAIN_METRIC} {target:g} reached after round {self.rounds_done} (--target-accuracy)")
+        say(f"{self.target_words()} reached after round {self.rounds_done} (--target)")
         return True
+
+    def _at_target(self, value: float | None) -> bool:
+        target = self.settings.target
+        if target is None or value is None:
+            return False
+        return value >= target if self.history.main.higher_is_better else value <= target
+
+    def target_words(self) -> str:
+        return f"{self.history.main.name} {self.settings.target:g}"
 
     def _on_signal(self, number: int, frame: object) -> None:
         """Only sets a flag, which every wait looks at five times a second: a checkpoint is never cut short."""

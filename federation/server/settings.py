@@ -24,9 +24,10 @@ class ServerSettings(Settings):
     clients: int = setting(3, "places; round 1 waits for all", group=RUN, least=1)
     fraction_fit: float = setting(1.0, "part of the clients that train", group=RUN, above=0, most=1, metavar="F")
     mode: str = setting("sync", "wait for all in rounds, or for nobody", group=RUN, choices=MODES)
-    target_accuracy: float | None = setting(
-        None, "end the run after the first round that reaches it", group=RUN, above=0, most=1, metavar="A", shown="off"
-    )
+    target: float | None = setting(
+        None, "end the run after the first round whose main metric reaches it", group=RUN, metavar="A", shown="off",
+        old_flag="--target-accuracy",
+    )  # fmt: skip
     strategy: str = setting("fedavg", "one of Flower's", group=AGGREGATION, choices=STRATEGIES)
     max_update_norm: float | None = setting(
         None, "clip what a client changes to this L2 norm", group=AGGREGATION, above=0, shown="off"

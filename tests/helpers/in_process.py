@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from federation.aggregation.strategy import STRATEGIES
 from federation.config import Recipe
+from federation.protocol import DataSummary
 from federation.results.history import History
 from federation.results.run_folder import Run, RunFolder, recorder
 from federation.server.async_server import SERVERS
@@ -32,6 +33,7 @@ from flwr.server.client_proxy import ClientProxy
 OK = Status(Code.OK, "")
 START = [np.zeros(2, np.float32), np.ones(1, np.float32), np.array(0)]  # weights, a variance, a counter
 BUFFERS = [1, 2]
+SUMMARY = DataSummary(1000, 1000, BUFFERS, [], [], 0)  # of each client's data
 
 
 @pytest.fixture(autouse=True)
@@ -105,10 +107,10 @@ class Clients(ClientManager):
 
     def join(self, partition: int, learner: Learner) -> None:
         one = Participant(partition, Proxy(learner), f"{partition}", "here", ["cat", "dog"], False, 1000, 1000, [])
-        one.ready = True
+        one.summary, one.ready = SUMMARY, True
         with self.changed:
             self.participants[partition] = one
-            self.buffer_positions = BUFFERS
+            self.agreed = self.agreed or SUMMARY
             self.changed.notify_all()
 
     def register(self, client):

@@ -1,5 +1,6 @@
 """Real processes for tests: a server and clients on a free port, polled, and ended with the test."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent.parent
 # Tests must not depend on the proxy, the secret or the log level of the machine that they run on.
@@ -53,8 +55,12 @@ class Process:
             **options,
         )
         self._lines: list[str] = []
-        self._reader = threading.Thread(target=lambda: self._lines.extend(self.popen.stdout), daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(ValueError):  # closed by stop(), where a grandchild holds the other end
+            self._lines.extend(self.popen.stdout)
 
     @property
     def output(self) -> str:
@@ -189,8 +195,9 @@ class Federation:
         return json.loads((self.run_dir / "history.json").read_text())
 
     def model(self) -> bytes:
-        return (self.run_dir / "model.npz").read_bytes()
+        return (self.run_dir / "model.safetensors").read_bytes()
 
     def weights(self) -> list[np.ndarray]:
-        with np.load(self.run_dir / "model.npz") as file:
-            return [file[name] for name in sorted(file.files) if name.startswith("w")]
+        """Of the final model, by their sorted names."""
+        arrays = load_file(self.run_dir / "model.safetensors")
+        return [arrays[name] for name in sorted(arrays)]

@@ -14,7 +14,9 @@ from helpers.updates import update
 def replayed(federation: Federation, clients: list, untrained: list, buffer_positions: list[int]) -> list[bytes]:
     """The final weights of a run of three clients."""
     config = federation.history()["config"]
-    versions = [row["updates"] for row in federation.history()["rounds"][1:]]
+    rows = federation.history()["rounds"]
+    versions = [row["updates"] for row in rows[1:]]
+    made_from = {row["round"]: row["made_from"] for row in rows if "made_from" in row}
     settings, rounds = ServerSettings(mode="async", buffer_size=config["buffer_size"]), config["rounds"]
 
     def train(job: TrainingJob, base: list) -> Update:
@@ -23,7 +25,8 @@ def replayed(federation: Federation, clients: list, untrained: list, buffer_posi
         weights, examples, _ = clients[job.partition].fit(base, words)
         return update(weights, examples, job.partition)
 
-    return [array.tobytes() for array in replay(versions, untrained, buffer_positions, settings, rounds, train)]
+    weights = replay(versions, untrained, buffer_positions, settings, rounds, train, made_from=made_from)
+    return [array.tobytes() for array in weights]
 
 
 def replayed_tiny(federation: Federation) -> list[bytes]:

@@ -3,8 +3,8 @@
 import socket
 from pathlib import Path
 
-from federation.client.image_files import DataError
 from federation.console import say
+from federation.task.task import DataError
 
 
 def load_cifar10(root: str, split: str):  # -> torchvision.datasets.CIFAR10

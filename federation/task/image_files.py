@@ -3,7 +3,10 @@
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
+
+from federation.task.task import DataError
 
 import numpy as np
 from tqdm import tqdm
@@ -29,28 +32,20 @@ ORIENTATION = 0x0112  # the EXIF tag
 LISTED = 20  # damaged files, of more the number is said
 
 
-class DataError(Exception):
-    """The data can't be had; the text is one line with the path or the reason, and the way out.
-
-    public: the same for other eyes, a kind and a number: no path, no name.
-    """
-
-    def __init__(self, text: str, public: str = "its data can't be read"):
-        super().__init__(text)
-        self.public = public
-
-
-def list_images(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
+def list_images(
+    folder: Path, endings: Collection[str] = frozenset(IMAGE_FILES)
+) -> tuple[dict[str, list[str]], Counter[str]]:
     """Paths of images by class, both sorted, so that the order is the same on every machine; what was left out.
 
     A class is a subfolder, by its name in Unicode's composed form; its images may lie deeper, as torchvision's
-    ImageFolder has it. Hidden and system folders and files are neither. Left out: files by their ending.
+    ImageFolder has it. Hidden and system folders and files are neither. endings: of files that are images, in small
+    letters. Left out: files by their ending.
     """
     files: dict[str, list[str]] = {}
     left_out: Counter[str] = Counter()
     for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name)):
         found = files.setdefault(unicodedata.normalize("NFC", name), [])
-        found += _images_below(f"{folder}/{name}", left_out)
+        found += _images_below(f"{folder}/{name}", endings, left_out)
     return files, left_out
 
 
@@ -58,7 +53,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "~$")) or name.lower() in SYSTEM
 
 
-def _images_below(folder: str, left_out: Counter[str]) -> list[str]:
+def _images_below(folder: str, endings: Collection[str], left_out: Counter[str]) -> list[str]:
     paths, folders = [], []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_hidden(entry.name):
@@ -67,11 +62,11 @@ def _images_below(folder: str, left_out: Counter[str]) -> list[str]:
             folders.append(entry.path)
             continue
         ending = os.path.splitext(entry.name)[1].lower()
-        if ending in IMAGE_FILES:
+        if ending in endings:
             paths.append(entry.path)
         else:
             left_out[ending or "no ending"] += 1
-    return paths + [path for each in folders for path in _images_below(each, left_out)]
+    return paths + [path for each in folders for path in _images_below(each, endings, left_out)]
 
 
 def damaged(errors: list[DataError], total: int) -> DataError:

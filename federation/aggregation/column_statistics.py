@@ -1,0 +1,54 @@
+"""Mean and standard deviation of each column over all clients, from sums that say nothing of a single row.
+
+In two passes, as the variance from a sum of squares loses its digits where a mean is large (Chan et al. 1983): first
+count and sum of each column, then, around the mean of all, the sum of the squared differences.
+"""
+
+import json
+from collections.abc import Sequence
+from math import fsum, sqrt
+
+from federation.config import FEWEST_VALUES
+from federation.protocol import LARGEST
+
+Sums = dict[str, tuple[int, float]]  # by column: how many values, and a sum over them
+
+
+def read_sums(answer: dict, columns: Sequence[str], examples: int, squares: bool = False) -> Sums:
+    """A client's answer, which declared so many examples; squares: whether its sums are of squared differences.
+
+    Raises ValueError, TypeError, KeyError, AttributeError or RecursionError where it makes no sense.
+    """
+    sums = {}
+    for name, (count, total) in json.loads(answer["columns"]).items():
+        if name not in columns or not isinstance(count, int) or not FEWEST_VALUES <= count <= examples:
+            raise ValueError(f"the number of values in column {name!r}")
+        if not (0 if squares else -LARGEST) <= total <= LARGEST:
+            raise ValueError(f"the sum of column {name!r}")
+        sums[name] = (count, float(total))
+    return sums
+
+
+def means(told: Sequence[Sums]) -> dict[str, float]:
+    """Of the columns that anybody told of."""
+    return {name: total / count for name, (count, total) in _added(told).items()}
+
+
+def statistics(means: dict[str, float], told: Sequence[Sums]) -> dict[str, list[float]]:
+    """By column: how many values, their mean, and their standard deviation; told: sums of squared differences.
+
+    The deviation of a column that is constant but for rounding is 0.
+    """
+    added = _added(told)
+    found = {}
+    for name in means.keys() & added.keys():
+        count, squares = added[name]
+        deviation = sqrt(squares / count)
+        found[name] = [count, means[name], 0.0 if deviation <= 1e-12 * abs(means[name]) else deviation]
+    return dict(sorted(found.items()))
+
+
+def _added(told: Sequence[Sums]) -> Sums:
+    names = sorted({name for sums in told for name in sums})
+    pairs = {name: [sums[name] for sums in told if name in sums] for name in names}
+    return {name: (sum(count for count, _ in each), fsum(total for _, total in each)) for name, each in pairs.items()}

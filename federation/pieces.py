@@ -1,0 +1,127 @@
+"""Weights in pieces: a large model travels in messages of a few megabytes, and waits on disk until it is needed.
+
+What travels are the bytes of all arrays in order, without headers: both sides know shapes and dtypes from joining.
+Neither side then needs room for a message of the model's size, and no model is too large for gRPC.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from flwr.common import Parameters
+
+LARGE = 32_000_000  # bytes of a model that travels in pieces
+PIECE = 2_000_000  # bytes of one
+BLOCK = 1_000_000  # numbers that are worked on at a time
+
+
+@dataclass
+class InPieces(Parameters):
+    """Flower's Parameters of a model that does not travel within the message that they are in."""
+
+    tensors: list[bytes] = field(default_factory=list)
+    tensor_type: str = "pieces"
+    arrays: "Sequence[np.ndarray | StoredArray]" = ()
+    folder: Path | None = None  # where an answer may wait, unseen, for its turn
+    largest: float = math.inf  # bytes of a message
+
+    @property
+    def piece(self) -> int:
+        return int(min(PIECE, self.largest // 2))
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array within a file, read when it is needed: as it came, in the dtype that it shall have."""
+
+    file: IO[bytes]
+    offset: int
+    shape: tuple[int, ...]
+    stored: np.dtype  # in the file
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The numbers at these places of the flat array."""
+        self.file.seek(self.offset + start * self.stored.itemsize)
+        count = max(0, min(stop, self.size) - start)
+        return np.fromfile(self.file, self.stored, count).astype(self.dtype, copy=False)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.read(0, self.size).reshape(self.shape).astype(dtype or self.dtype, copy=False)
+
+
+def block(array: np.ndarray | StoredArray, start: int, stop: int) -> np.ndarray:
+    """The numbers at these places of the flat array, wherever it is kept."""
+    return array.read(start, stop) if hasattr(array, "read") else array.reshape(-1)[start:stop]
+
+
+def blocks(size: int, length: int = BLOCK) -> Iterator[tuple[int, int]]:
+    """The places of an array of so many numbers, a block at a time; of none, one empty block."""
+    return ((start, min(start + length, size)) for start in range(0, max(1, size), length))
+
+
+def num_bytes(arrays: Sequence[np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def cut(arrays: Sequence[np.ndarray], start: int, stop: int) -> bytes:
+    """The bytes at these places of all arrays in a row."""
+    found, begin = [], 0
+    for array in arrays:
+        end = begin + array.nbytes
+        if begin < stop and end > start and array.nbytes:
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            found.append(flat[max(0, start - begin) : stop - begin])
+        begin = end
+    return b"".join(each.tobytes() for each in found)
+
+
+class Assembly:
+    """Arrays of these shapes and dtypes, filled with what comes in, from the first byte to the last."""
+
+    def __init__(self, like: Sequence[tuple[tuple[int, ...], np.dtype]]):
+        self.arrays = [np.empty(shape, dtype) for shape, dtype in like]
+        self.size = num_bytes(self.arrays)
+        self.filled = 0
+
+    def add(self, start: int, content: bytes) -> None:
+        """Raises ValueError where it is not what comes next; from 0, all begins anew."""
+        if start == 0:
+            self.filled = 0
+        if start != self.filled or start + len(content) > self.size:
+            raise ValueError(f"piece {start} + {len(content)} where {self.filled} of {self.size} bytes are there")
+        begin = 0
+        for array in self.arrays:
+            flat = array.reshape(-1).view(np.uint8)
+            first, last = max(start, begin), min(start + len(content), begin + array.nbytes)
+            if first < last:
+                flat[first - begin : last - begin] = np.frombuffer(content[first - start : last - start], np.uint8)
+            begin += array.nbytes
+        self.filled += len(content)
+
+
+class Store:
+    """A file without a name in a folder, gone with the program: arrays of these shapes and dtypes, as they come."""
+
+    def __init__(self, folder: Path | None, like: Sequence[tuple[tuple[int, ...], np.dtype, np.dtype]]):
+        """like: shape, dtype in the file, dtype in use. Raises OSError."""
+        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (open as long as its arrays are)
+        self.arrays: list[StoredArray] = []
+        self.size = 0
+        for shape, stored, dtype in like:
+            self.arrays.append(StoredArray(self.file, self.size, shape, stored, dtype))
+            self.size += math.prod(shape) * stored.itemsize
+
+    def add(self, content: bytes) -> None:
+        """The next bytes. Raises OSError where the disk is full."""
+        view = memoryview(content)
+        while view:
+            view = view[self.file.write(view) :]

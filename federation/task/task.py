@@ -1,0 +1,331 @@
+"""A task: model.py and data.py in a folder, opened and checked. docs/own-federation.md is the contract."""
+
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from federation.config import ACCURACY, FEWEST_VALUES, METRIC_NAME, Metric, Part, Recipe
+from federation.console import clean
+from federation.partition import BY_LABEL, shares
+
+import numpy as np
+
+PAGE = "docs/own-federation.md"
+OURS = Path(__file__).parent.parent.parent  # the folder of the project's own task
+NAME = "cifar10"  # of that
+NEEDED = {  # functions of each file, as they are called
+    "data": {"open_dataset": ["source"], "load": ["dataset", "split", "rows", "seed"]},
+    "model": {
+        "build": ["schema", "recipe"],
+        "train_round": ["network", "examples", "recipe", "part"],
+        "evaluate": ["network", "examples", "recipe"],
+    },
+}
+OPTIONAL = {
+    "data": {
+        "schema": ["dataset"],
+        "size": ["dataset", "split", "seed"],
+        "labels": ["dataset", "split", "seed"],
+        "adopt": ["dataset", "classes"],
+        "columns": ["dataset", "rows", "seed"],
+        "scale": ["dataset", "statistics"],
+        "read_example": ["path", "schema"],
+    },
+    "model": {
+        "predict": ["network", "examples"],
+        "show": ["schema", "examples", "predictions"],
+        "pictures": ["examples"],
+        "to_input": ["examples", "device"],
+    },
+}
+
+
+class DataError(Exception):
+    """The data can't be had; the text is one line with the path or the reason, and the way out.
+
+    public: the same for other eyes, a kind and a number: no path, no name.
+    """
+
+    def __init__(self, text: str, public: str = "its data can't be read"):
+        super().__init__(text)
+        self.public = public
+
+
+class TaskError(Exception):
+    """The task does not keep the contract; the text is one line with the file and the function."""
+
+    def __init__(self, text: str, public: str = "its task does not keep the contract"):
+        super().__init__(text)
+        self.public = public
+
+
+class Task:
+    """The functions of a task's two files; each raises TaskError, one line, where it returns what it must not.
+
+    only_data: don't import model.py, and with it PyTorch, before it is asked for.
+    """
+
+    def __init__(self, folder: Path, only_data: bool = False):
+        self.folder = folder
+        self.name = NAME if folder == OURS else folder.name
+        self.data = self._open("data")
+        if not only_data:  # that all of the contract is kept shows at the start
+            self.metrics, self.models  # noqa: B018
+
+    @functools.cached_property
+    def model(self) -> ModuleType:
+        return self._open("model")
+
+    # The data
+
+    @property
+    def default_dataset(self) -> str:
+        """What --dataset is where it is not given."""
+        return str(getattr(self.data, "DATASET", ""))
+
+    def open_dataset(self, source: str, data_dir: str = "data", skip_damaged: bool = False) -> Any:
+        """The data set that --dataset names, as data.py has it. The two options only where it knows them."""
+        options = {"data_dir": data_dir, "skip_damaged": skip_damaged}
+        known = inspect.signature(self.data.open_dataset).parameters
+        if skip_damaged and "skip_damaged" not in known:
+            raise DataError("--skip-damaged is nothing that this task knows; leave it out")
+        return self.data.open_dataset(source, **{name: value for name, value in options.items() if name in known})
+
+    def schema(self, dataset: Any) -> dict:
+        """What all clients' data must have alike, as JSON: "classes", "input_shape", and what else it says."""
+        schema = self.data.schema(dataset) if hasattr(self.data, "schema") else {}
+        try:
+            schema = json.loads(json.dumps(schema))
+        except (TypeError, ValueError):
+            raise self._broken("data", "schema", "a dict of texts, numbers and lists", schema) from None
+        if not isinstance(schema, dict):
+            raise self._broken("data", "schema", "a dict", schema)
+        classes = schema.get("classes", [])
+        if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
+            raise self._broken("data", "schema", 'a list of names under "classes"', classes)
+        return schema
+
+    def labels(self, dataset: Any, split: str, seed: int) -> np.ndarray | None:
+        """The class of each example of a split, (n,) int64; None where the task has no classes to sort by."""
+        if not hasattr(self.data, "labels"):
+            return None
+        labels = np.asarray(self.data.labels(dataset, split, seed))
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise self._broken("data", "labels", "an array (n,) of whole numbers", labels)
+        return labels
+
+    def size(self, dataset: Any, split: str, seed: int) -> int:
+        """How many examples a split has."""
+        if not hasattr(self.data, "size"):
+            labels = self.labels(dataset, split, seed)
+            if labels is None:
+                raise self._missing("data", "size", "or labels(dataset, split, seed)")
+            return len(labels)
+        size = self.data.size(dataset, split, seed)
+        if not isinstance(size, int | np.integer) or size < 0:
+            raise self._broken("data", "size", "a whole number", size)
+        return int(size)
+
+    def shares(self, dataset: Any, recipe: Recipe, partitions: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Which rows of the training and of the test examples each partition has. Raises PublicError, too."""
+        labels = []
+        for split in ("train", "test"):
+            known = self.labels(dataset, split, recipe.seed)
+            if known is None and recipe.partitioner in BY_LABEL:
+                raise TaskError(
+                    f"--partitioner {recipe.partitioner} sorts examples by class, and this task's data.py "
+                    "has no labels(dataset, split, seed); use iid, quantity-skew or local",
+                    f"its task has no classes for --partitioner {recipe.partitioner}; use iid, quantity-skew or local",
+                )
+            labels.append(np.zeros(self.size(dataset, split, recipe.seed), np.int64) if known is None else known)
+        train, test = labels
+        return shares(train, test, partitions, recipe.partitioner, recipe.alpha, recipe.seed)
+
+    def load(self, dataset: Any, split: str, rows: np.ndarray, seed: int) -> Any:
+        """These examples as the model's functions take them; rows is sorted."""
+        return self.data.load(dataset, split, rows, seed)
+
+    def adopt(self, dataset: Any, classes: list[str]) -> None:
+        """Take these for the classes, as other clients have some that are not here."""
+        if not hasattr(self.data, "adopt"):
+            words = f"the federation has the classes {clean(', '.join(classes), 100)}"
+            raise TaskError(
+                f"{words}; give this client the same, or write adopt(dataset, classes) in data.py",
+                "it has other classes than the federation, and can't adopt them",
+            )
+        self.data.adopt(dataset, classes)
+
+    def columns(self, dataset: Any, rows: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """The columns of these training examples that are scaled alike at all clients; none where it has none."""
+        if not hasattr(self.data, "columns"):
+            return {}
+        columns = self.data.columns(dataset, rows, seed)
+        try:
+            numbers = {str(name): np.asarray(column, np.float64) for name, column in columns.items()}
+            if any(column.shape != (len(rows),) for column in numbers.values()):
+                raise ValueError
+        except (AttributeError, TypeError, ValueError):
+            raise self._broken("data", "columns", "a dict of arrays (rows,) by the column's name", columns) from None
+        return numbers
+
+    def column_sums(
+        self, dataset: Any, rows: np.ndarray, seed: int, means: dict[str, float]
+    ) -> dict[str, tuple[int, float]]:
+        """By column, how many values it has, and their sum; given its mean, the sum of the squared differences to it.
+
+        Missing values, NaN, don't count. Of a column with fewer than FEWEST_VALUES nothing is told.
+        """
+        sums = {}
+        for name, column in self.columns(dataset, rows, seed).items():
+            values = column[np.isfinite(column)]
+            if len(values) >= FEWEST_VALUES and (not means or name in means):
+                sums[name] = (len(values), float(((values - means[name]) ** 2 if means else values).sum()))
+        return sums
+
+    # The model
+
+    @functools.cached_property
+    def metrics(self) -> list[Metric]:
+        """The main one first; the loss, and what is not named here, is shown too."""
+        metrics = getattr(self.model, "METRICS", [ACCURACY])
+        if not isinstance(metrics, list) or not metrics or not all(isinstance(each, Metric) for each in metrics):
+            raise self._broken("model", "METRICS", "a list of federation.config.Metric", metrics)
+        for each in metrics:
+            if not METRIC_NAME.fullmatch(each.name):
+                raise self._broken("model", "METRICS", "names of letters, digits, - and _", each.name)
+        return metrics
+
+    @functools.cached_property
+    def models(self) -> dict[str, dict]:
+        """The task's networks by name, each with its defaults: batch_size, learning_rate, and settings of its own."""
+        models = getattr(self.model, "MODELS", {"network": {}})
+        if not isinstance(models, dict) or not models or not all(isinstance(each, dict) for each in models.values()):
+            raise self._broken("model", "MODELS", "a dict of dicts, by a network's name", models)
+        values = [value for each in models.values() for value in each.values()]
+        if not all(isinstance(value, int | float | str) for value in values):
+            raise self._broken("model", "MODELS", "defaults that are numbers, words, true or false", models)
+        return models
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """With the task's own defaults. Raises PublicError."""
+        return recipe.complete(self.models)
+
+    def build(self, schema: dict, recipe: Recipe) -> Any:
+        """The untrained network: the seed alone decides its weights; PyTorch's random state stays as it was."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            network = self.model.build(schema, recipe)
+        if not isinstance(network, torch.nn.Module):
+            raise self._broken("model", "build", "a torch.nn.Module", network)
+        return network
+
+    def train_round(self, network: Any, examples: Any, recipe: Recipe, part: Part) -> dict[str, float]:
+        """One local training, in place; its metrics, by names that begin with train_ or get it."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(part.seed)
+            metrics = self.model.train_round(network, examples, recipe, part)
+        checked = self._checked("train_round", metrics, {"train_loss", "loss"})
+        return {f"train_{name.removeprefix('train_')}": value for name, value in checked.items()}
+
+    def evaluate(self, network: Any, examples: Any, recipe: Recipe) -> dict[str, float]:
+        """Means over these examples, by name: the loss, the main metric, and what else there is."""
+        metrics = self._checked("evaluate", self.model.evaluate(network, examples, recipe), {"loss"})
+        main = self.metrics[0].name
+        if main not in metrics:
+            has = ", ".join(sorted(metrics))
+            raise self._broken("model", "evaluate", f"the main metric {main!r} (METRICS) among its own", has)
+        return metrics
+
+    def has(self, name: str) -> bool:
+        """Whether the task offers an optional function of its model.py or data.py."""
+        return hasattr(self.data if name in OPTIONAL["data"] else self.model, name)
+
+    @functools.cached_property
+    def code_hash(self) -> str:
+        """SHA-256 of the task's two files."""
+        digest = hashlib.sha256()
+        for name in ("data.py", "model.py"):
+            digest.update((self.folder / name).read_bytes().replace(b"\r\n", b"\n") + b"\0")
+        return digest.hexdigest()
+
+    # The contract
+
+    def _open(self, name: str) -> ModuleType:
+        path = self.folder / f"{name}.py"
+        if not path.is_file():
+            raise TaskError(f"{self.folder} has no {name}.py; a task is a folder with model.py and data.py: see {PAGE}")
+        if sys.path[0] != str(self.folder):
+            sys.path.insert(0, str(self.folder))
+        loaded = sys.modules.get(name)
+        if loaded is not None and Path(str(loaded.__file__)).resolve() != path.resolve():
+            del sys.modules[name]  # that of another task
+        try:
+            module = importlib.import_module(name)
+        except (DataError, TaskError):  # the task's own words
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise TaskError(f"{path} can't be imported ({type(error).__name__}: {clean(error)})") from None
+        for function, parameters in {**NEEDED[name], **OPTIONAL[name]}.items():
+            self._check_function(module, name, function, parameters)
+        return module
+
+    def _check_function(self, module: ModuleType, name: str, function: str, parameters: list[str]) -> None:
+        code = getattr(module, function, None)
+        if code is None and function in OPTIONAL[name]:
+            return
+        if not callable(code):
+            raise self._missing(name, function)
+        try:
+            inspect.signature(code).bind(*parameters)
+        except TypeError:
+            takes = ", ".join(inspect.signature(code).parameters)
+            called = f"{function}({', '.join(parameters)})"
+            raise TaskError(f"{self._file(name)}: {function} takes ({takes}), but is called as {called}") from None
+        except ValueError:  # no signature to be had
+            pass
+
+    def _checked(self, function: str, metrics: Any, one_of: set[str]) -> dict[str, float]:
+        if not isinstance(metrics, dict):
+            raise self._broken("model", function, "a dict of metrics by name", metrics)
+        numbers = {}
+        for name, value in metrics.items():
+            try:
+                numbers[str(name)] = float(value)
+            except (TypeError, ValueError):
+                raise self._broken("model", function, f"a number for {name!r}", value) from None
+        if not one_of & set(numbers):
+            raise self._broken("model", function, f"a number for {sorted(one_of)[-1]!r}", ", ".join(numbers) or "none")
+        return numbers
+
+    def _missing(self, name: str, function: str, other: str = "") -> TaskError:
+        called = f"{function}({', '.join({**NEEDED[name], **OPTIONAL[name]}[function])})"
+        return TaskError(f"{self._file(name)} has no function {called}{' ' + other if other else ''}; {PAGE} says more")
+
+    def _broken(self, name: str, function: str, must: str, was: Any) -> TaskError:
+        what = f"{type(was).__name__} {clean(was, 60)}" if not isinstance(was, str) else clean(was, 60)
+        words = f"{function} of the task's {name}.py must give {must}"
+        return TaskError(f"{self._file(name)}: {function} must give {must}, gave {what}", words)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.py"
+
+
+@functools.lru_cache(maxsize=1)
+def open_task(folder: str | None = None, only_data: bool = False) -> Task:
+    """The task of --task; without one, the project's own two files. Raises TaskError."""
+    path = Path(folder).resolve() if folder else OURS
+    if not path.is_dir():
+        raise TaskError(f"--task {folder} is no folder; give one with model.py and data.py: see {PAGE}")
+    return Task(path, only_data)
