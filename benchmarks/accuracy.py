@@ -14,8 +14,6 @@ from federation.protocol import Assignment
 import torch
 from common import Client, InMemory, add_images, federate, machine, save
 
-import model
-
 CASES = [  # network, name of the split, recipe
     ("cnn", "even", {}),
     ("cnn", "dirichlet 0.5", {"partitioner": "dirichlet", "alpha": 0.5}),
@@ -60,7 +58,8 @@ def training_times(dataset: InMemory, repeat: int) -> dict[str, list[float]]:
         for server_round in range(1, ROUNDS + 1):
             for name, client in clients.items():
                 began = time.process_time()
-                model.train_round(client.network, *client.train_set, client.recipe, 0, server_round)
+                part = client.recipe.part(0, server_round)
+                client.task.train_round(client.network, client.train_set, client.recipe, part)
                 times[name].append(time.process_time() - began)
         for name in runs:
             runs[name].append(times[name])

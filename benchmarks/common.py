@@ -21,16 +21,16 @@ from federation.aggregation.validation import Score, Update
 from federation.client.compute import share_cores
 from federation.config import Recipe
 from federation.console import fail
-from federation.partition import shares
 from federation.process import num_cores
 from federation.protocol import Assignment
 from federation.results.theme import LIGHT, Theme, canvas
 from federation.server.settings import ServerSettings
+from federation.task.task import DataError, open_task
 
 import numpy as np
 
-import model
-from data import INPUT_SHAPE, DataError, Folder, load
+from client import TaskClient
+from data import Folder
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -56,34 +56,12 @@ class InMemory:
         return self._images[split][indices]
 
 
-class Client:
-    """What client.py's CifarClient does, for many in one process: their images are read at once, and shared."""
-
-    input_shape = INPUT_SHAPE
+class Client(TaskClient):
+    """client.py's, on the project's own task, for many in one process: their images are read at once, and shared."""
 
     def __init__(self, dataset: object, assignment: Assignment) -> None:
-        self.recipe, self.partition = assignment.recipe, assignment.partition
-        labels = [dataset.labels(split, self.recipe.seed) for split in ("train", "test")]
-        split = self.recipe.partitioner, self.recipe.alpha, self.recipe.seed
-        train, test = (part[self.partition] for part in shares(*labels, assignment.num_partitions, *split))
-        self.num_train, self.num_test = len(train), len(test)
-        self.train_set = load(dataset, "train", train, self.recipe.seed)
-        self.test_set = load(dataset, "test", test, self.recipe.seed)
-        self.network = model.build(self.recipe.model, len(dataset.classes), self.recipe.seed)
-        self.buffer_positions = model.buffer_positions(self.network)
-
-    def get_parameters(self, config: dict) -> list[np.ndarray]:
-        return model.get_weights(self.network)
-
-    def fit(self, weights: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
-        model.set_weights(self.network, weights)
-        metrics = model.train_round(self.network, *self.train_set, self.recipe, self.partition, config["server_round"])
-        return model.get_weights(self.network), self.num_train, metrics
-
-    def evaluate(self, weights: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
-        model.set_weights(self.network, weights)
-        metrics = model.evaluate(self.network, *self.test_set)
-        return metrics.pop("loss"), self.num_test, metrics
+        super().__init__(open_task(), dataset, assignment)
+        self.train_set, self.test_set  # noqa: B018 (read now, and not in the first round)
 
 
 @dataclass(frozen=True)
