@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from federation.client.options import add_data_flags
 from federation.console import Parser, command_line, fail, say
-from federation.protocol import presence
+from federation.protocol import BEGINS
 from federation.results.history import History
 from federation.results.run_folder import new_run_dir
 from federation.results.tables import table
@@ -34,7 +34,8 @@ class Processes:
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen] = {}
-        self.complete = False  # all clients were there once, so that the run could begin
+        self.complete = False  # all clients were there, so that the run could begin
+        self.reasons: dict[str, str] = {}  # what went wrong, and who said it first
         self._readers: list[threading.Thread] = []
 
     def start(self, name: str, command: list[str]) -> None:
@@ -65,8 +66,8 @@ class Processes:
                 self.end()
             elif server.poll() not in (None, 0):
                 self.end()
-            elif server.poll() is None and all(process.poll() is not None for process in clients):
-                self._end_one(server)  # nobody is left who could come back
+            elif server.poll() is None and lost and all(process.poll() is not None for process in clients):
+                self._end_one(server)  # nobody is left who could come back; clients that are done leave it to finish
             time.sleep(0.02)
         for reader in self._readers:
             reader.join(5)
@@ -95,8 +96,9 @@ class Processes:
         if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
             label = f"\033[{COLOURS[(number - 1) % len(COLOURS)]}m{label}\033[0m"
         for line in process.stdout or ():
-            everybody = presence(len(self.processes) - 1, len(self.processes) - 1)
-            self.complete = self.complete or (name == "server" and everybody in line)
+            self.complete = self.complete or (name == "server" and line.startswith(BEGINS))
+            if ": error: " in line:
+                self.reasons.setdefault(line.partition(": error: ")[2].strip(), name)
             say(f"{label} {line.rstrip()}")
 
 
@@ -192,6 +194,8 @@ def main() -> int:
     if failed:
         ended = ", ".join(f"{name} ended with exit code {code}" for name, code in failed.items())
         print(f"demo: {ended}", file=sys.stderr)
+        for reason, name in list(processes.reasons.items())[:1]:  # the others' follow from it, or say the same
+            print(f"demo: {name} said first: {reason}", file=sys.stderr)
         return 2 if codes["server"] == 2 else 1
     history = History.from_json((run_dir / "history.json").read_text())
     print(f"\n{table(history)}\n")

@@ -108,12 +108,19 @@ class Assembly:
         self.filled += len(content)
 
 
+class StoreFull(OSError):
+    """Our own disk does not take an update: nothing that its client could be blamed for."""
+
+
 class Store:
     """A file without a name in a folder, gone with the program: arrays of these shapes and dtypes, as they come."""
 
     def __init__(self, folder: Path | None, like: Sequence[tuple[tuple[int, ...], np.dtype, np.dtype]]):
-        """like: shape, dtype in the file, dtype in use. Raises OSError."""
-        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (open as long as its arrays are)
+        """like: shape, dtype in the file, dtype in use. Raises StoreFull."""
+        try:
+            self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (open as long as its arrays are)
+        except OSError as error:
+            raise StoreFull(*error.args) from None
         self.arrays: list[StoredArray] = []
         self.size = 0
         for shape, stored, dtype in like:
@@ -121,7 +128,10 @@ class Store:
             self.size += math.prod(shape) * stored.itemsize
 
     def add(self, content: bytes) -> None:
-        """The next bytes. Raises OSError where the disk is full."""
+        """The next bytes. Raises StoreFull."""
         view = memoryview(content)
-        while view:
-            view = view[self.file.write(view) :]
+        try:
+            while view:
+                view = view[self.file.write(view) :]
+        except OSError as error:
+            raise StoreFull(*error.args) from None

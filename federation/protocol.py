@@ -135,8 +135,11 @@ def class_name(name: str) -> str:
     return clean(unicodedata.normalize("NFC", name), LONGEST_NAME)
 
 
+BEGINS = "the run begins"  # how the server says that all are there, and fit together; demo.py reads it
+
+
 def presence(there: int, wanted: int) -> str:
-    """How the server says who is there; demo.py reads it."""
+    """How the server says who is there."""
     return f"({there} of {wanted} there)"
 
 

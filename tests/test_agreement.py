@@ -62,11 +62,11 @@ CONFLICTS = {
     ),
     "columns in another order": (
         changed(schema={**SCHEMA, "columns": ["height", "age"]}),
-        "has columns ['height', 'age'], the others ['age', 'height']; use one data.py and the same columns",
+        "has columns ['height', 'age'], the others ['age', 'height']; use one data.py, and the same order",
     ),
     "a schema that others lack": (
         changed(schema={**SCHEMA, "unit": "mm"}),
-        "has unit mm, the others None; use one data.py and the same columns",
+        "has unit mm, the others None; use one data.py, and the same order",
     ),
     "a wider network": (
         changed(arrays=[["head.weight", [2, 9], "float32"], ARRAYS[1]]),
@@ -90,7 +90,7 @@ CONFLICTS = {
     ),
     "other metrics": (
         changed(metrics=[Metric("mae")]),
-        "has the metrics ['mae'], the others ['auc', 'f1']; use one model.py",
+        "has metrics ['mae'], the others ['auc', 'f1']; use one model.py",
     ),
     "a metric that is read in another way": (
         changed(metrics=[TASK.metrics[0], Metric("f1", higher_is_better=False)]),
@@ -98,7 +98,7 @@ CONFLICTS = {
     ),
     "other columns to scale": (
         changed(columns=["age"]),
-        "has the columns ['age'], the others ['age', 'height']; use one data.py",
+        "has columns ['age'], the others ['age', 'height']; use one data.py",
     ),
 }
 
@@ -111,8 +111,9 @@ def test_each_kind_of_conflict_is_refused_with_both_sides_values(name):
 
 def test_measured_arrays_and_inputs_are_compared_where_nothing_is_said_of_the_task():
     assert conflict(summary(None, buffer_positions=[1]), summary()).startswith("measures other arrays of the network")
-    words = "has inputs of shape [3, 8, 8], the others []; use one data.py"
-    assert conflict(summary(None, input_shape=[3, 8, 8]), summary()) == words
+    words = "has inputs of shape [3, 8, 8], the others [3, 9, 9]; use one data.py"
+    assert conflict(summary(None, input_shape=[3, 8, 8]), summary(input_shape=[3, 9, 9])) == words
+    assert conflict(summary(None, input_shape=[3, 8, 8]), summary()) is None, "clients of 1.0.0 don't say it"
 
 
 def test_who_has_all_alike_is_in_no_conflict_and_neither_is_who_does_not_say():
@@ -126,14 +127,14 @@ def test_who_has_all_alike_is_in_no_conflict_and_neither_is_who_does_not_say():
 @pytest.mark.parametrize(
     ("one", "words"),
     [
-        ([*MANY[:400], "a gnome", *MANY[401:]], "whose number 401 is a gnome, the others' is gene 400"),
-        ([*MANY, "a gnome"], "of number 501, the others 500 (in one only: ['a gnome'])"),
-        (MANY[::-1], "whose number 1 is gene 499, the others' is gene 0"),
+        ([*MANY[:400], "a gnome", *MANY[401:]], "has a gnome for number 401 of its columns, the others gene 400"),
+        ([*MANY, "a gnome"], "has 501 columns, the others 500 (in one only: a gnome)"),
+        (MANY[::-1], "has gene 499 for number 1 of its columns, the others gene 0"),
     ],
 )
 def test_of_two_long_lists_only_what_differs_is_said(one, words):
     long = summary(changed(columns=MANY))
-    assert conflict(summary(changed(columns=one)), long) == f"has the columns {words}; use one data.py"
+    assert conflict(summary(changed(columns=one)), long) == f"{words}; use one data.py"
 
 
 def test_the_shapes_of_an_array_with_a_long_name_are_said_too():

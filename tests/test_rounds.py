@@ -520,10 +520,11 @@ def test_with_data_of_their_own_a_client_that_lacks_a_class_is_told_all(tmp_path
 def test_a_client_of_another_task_makes_way_before_the_first_round_with_both_sides_values(tmp_path, capsys):
     server = federation(tmp_path, [Learner(), Learner(), Learner()])
     server.clients.agreed = None  # nothing is fixed before all are there
-    summary = server.clients.participants[0].summary
-    server.clients.participants[0].summary = dataclasses.replace(summary, input_shape=[3, 64, 64])
+    for partition, side in enumerate([64, 32, 32]):
+        one = server.clients.participants[partition]
+        one.summary = dataclasses.replace(one.summary, input_shape=[3, side, side])
     server.federate()
-    words = "it has inputs of shape [3, 64, 64], the others []; use one data.py"
+    words = "it has inputs of shape [3, 64, 64], the others [3, 32, 32]; use one data.py"
     assert server.clients.dropped == {0: words}
     assert "2 of 3 clients came within 0.2 s" in capsys.readouterr().out
 

@@ -131,6 +131,7 @@ def test_a_file_that_cant_be_imported_is_named_with_the_reason_and_its_traceback
 # What its functions must give
 
 OBJECT = "\ndef {}(*all): return {}\n"
+SCALE = "\ndef scale(dataset, statistics): pass\n"
 WHOLE, NAMED = "an array (n,) of whole numbers", "a dict of arrays (rows,) by the column's name"
 METRICS, MODELS = "a list of federation.config.Metric", "a dict of dicts, by a network's name"
 GIVES = [  # which function or name, what it gives, what it must give, and the words for what it gave
@@ -176,7 +177,7 @@ def use_all(task: Task) -> None:
 
 @pytest.mark.parametrize(("name", "given", "must", "gave"), GIVES)
 def test_what_a_function_must_not_give_is_one_line_with_file_function_and_what_came(tmp_path, name, given, must, gave):
-    texts = {"data": DATA, "model": MODEL}
+    texts = {"data": DATA + (SCALE if name == "columns" else ""), "model": MODEL}
     file = "data" if name in ("schema", "labels", "size", "columns") else "model"
     texts[file] += f"\n{name} = {given}\n" if name.isupper() else OBJECT.format(name, given)
     task = write_task(tmp_path / "mine", **texts)
@@ -184,12 +185,40 @@ def test_what_a_function_must_not_give_is_one_line_with_file_function_and_what_c
 
 
 def test_what_other_eyes_are_told_of_a_broken_contract_is_the_function_and_no_value(tmp_path):
-    task = write_task(tmp_path / "mine", DATA + OBJECT.format("columns", "{'age': ['jane doe'] * 4}"))
+    task = write_task(tmp_path / "mine", DATA + SCALE + OBJECT.format("columns", "{'age': ['jane doe'] * 4}"))
     with pytest.raises(TaskError) as caught:
         task.columns("a", ROWS, 0)
     assert caught.value.public == (
         "columns of the task's data.py must give a dict of arrays (rows,) by the column's name"
     )
+
+
+def test_columns_and_scale_go_together(tmp_path):
+    with pytest.raises(TaskError, match=r"has no function scale\(dataset, statistics\) to go with the other"):
+        write_task(tmp_path / "one", DATA + OBJECT.format("columns", "{}"))
+    with pytest.raises(TaskError, match=r"has no function columns\(dataset, rows, seed\) to go with the other"):
+        write_task(tmp_path / "two", DATA + SCALE)
+
+
+def test_examples_are_as_many_as_rows(tmp_path):
+    code = "\ndef load(*all):\n    import torch\n    return torch.ones(4, 2), torch.ones(3)\n"
+    task = write_task(tmp_path / "mine", DATA + code)
+    words = "load must give as many examples as rows, 4, gave Tensor of shape (3,)"
+    assert refusal(lambda: task.load("a", "train", ROWS, 0)) == f"{tmp_path}/mine/data.py: {words}"
+
+
+def test_examples_that_are_not_finite_are_warned_of(tmp_path, capsys):
+    code = "\ndef load(*all):\n    import torch\n    return torch.full((4, 2), float('nan')), torch.ones(4)\n"
+    write_task(tmp_path / "mine", DATA + code).load("a", "train", ROWS, 0)
+    assert "gives examples with NaN or infinite values" in capsys.readouterr().out
+
+
+def test_the_ready_made_loop_says_what_it_needs_of_load():
+    words = (
+        "^load of data.py must give a tuple of tensors, inputs and last targets, for this training; gave ndarray, list$"
+    )
+    with pytest.raises(TaskError, match=words):
+        training.check((np.ones(3), [1]))
 
 
 def test_metrics_of_training_have_names_that_say_so(tmp_path):
@@ -305,12 +334,12 @@ def columns(dataset, rows, seed):
 
 
 def test_of_a_column_its_count_and_sum_are_told_and_nothing_where_it_has_fewer_than_ten_values(tmp_path):
-    task = write_task(tmp_path / "mine", DATA + COLUMNS)
+    task = write_task(tmp_path / "mine", DATA + SCALE + COLUMNS)
     assert task.column_sums("a", np.arange(12), 0, {}) == {"age": (10, 45.0), "income": (11, 22.0)}
 
 
 def test_given_the_means_it_is_the_sum_of_squared_differences_of_those_columns_that_have_one(tmp_path):
-    task = write_task(tmp_path / "mine", DATA + COLUMNS)
+    task = write_task(tmp_path / "mine", DATA + SCALE + COLUMNS)
     assert task.column_sums("a", np.arange(12), 0, {"age": 4.5, "rare": 1.0}) == {"age": (10, 82.5)}
 
 

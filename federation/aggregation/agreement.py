@@ -48,7 +48,7 @@ def _conflicts(theirs: DataSummary, ours: DataSummary) -> Iterator[str]:
         yield from _of_tasks(theirs.task, ours.task)
     if theirs.buffer_positions != ours.buffer_positions:
         yield "measures other arrays of the network (BatchNorm's) than the others; use one model.py"
-    if theirs.input_shape != ours.input_shape:
+    if theirs.input_shape and ours.input_shape and theirs.input_shape != ours.input_shape:
         yield f"has inputs of shape {theirs.input_shape}, the others {ours.input_shape}; use one data.py"
 
 
@@ -61,7 +61,7 @@ def _of_tasks(theirs: TaskSummary, ours: TaskSummary) -> Iterator[str]:
     for key in sorted({*theirs.schema, *ours.schema}):
         one, other = theirs.schema.get(key), ours.schema.get(key)
         if json.dumps(one) != json.dumps(other):  # the order of keys counts, too
-            yield f"has {key} {_apart(one, other)}; use one data.py and the same columns"
+            yield f"{_apart(key, one, other)}; use one data.py, and the same order"
     for here, there in zip(theirs.arrays, ours.arrays, strict=False):
         if here != there:
             yield f"has an array {_array(here)} where the others have {_array(there)}; use one model.py"
@@ -72,14 +72,14 @@ def _of_tasks(theirs: TaskSummary, ours: TaskSummary) -> Iterator[str]:
         yield f"has other frozen weights (hash {one}, the others' {other}); give all the same file of them"
     one, other = ([metric.name for metric in each.metrics] for each in (theirs, ours))
     if one != other:
-        yield f"has the metrics {_apart(one, other)}; use one model.py"
+        yield f"{_apart('metrics', one, other)}; use one model.py"
     for metric, same in zip(theirs.metrics, ours.metrics, strict=False):
         for key, value in vars(metric).items():
             if value != getattr(same, key):
                 words = f"{key} {value}, the others with {getattr(same, key)}"
                 yield f"has the metric {metric.name} with {words}; use one model.py"
     if theirs.columns != ours.columns:
-        yield f"has the columns {_apart(theirs.columns, ours.columns)}; use one data.py"
+        yield f"{_apart('columns', theirs.columns, ours.columns)}; use one data.py"
 
 
 def _array(told: list) -> str:
@@ -87,12 +87,12 @@ def _array(told: list) -> str:
     return f"{clean(name, 100)} {clean(tuple(shape), 40)} {dtype}"
 
 
-def _apart(one: Any, other: Any) -> str:
+def _apart(key: str, one: Any, other: Any) -> str:
     """Two values that differ; of two long lists, the first place where they do."""
     if isinstance(one, list) and isinstance(other, list) and max(len(one), len(other)) > 8:
         if len(one) != len(other):
             odd = [each for each in one if each not in other] + [each for each in other if each not in one]
-            return f"of number {len(one)}, the others {len(other)} (in one only: {clean(odd, 60)})"
+            return f"has {len(one)} {key}, the others {len(other)} (in one only: {clean(', '.join(map(str, odd)), 60)})"
         place = next((i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), 0)
-        return f"whose number {place + 1} is {clean(one[place], 40)}, the others' is {clean(other[place], 40)}"
-    return f"{clean(one, 80)}, the others {clean(other, 80)}"
+        return f"has {clean(one[place], 40)} for number {place + 1} of its {key}, the others {clean(other[place], 40)}"
+    return f"has {key} {clean(one, 80)}, the others {clean(other, 80)}"

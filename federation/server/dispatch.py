@@ -218,12 +218,15 @@ class Dispatcher:
         return [one for one in requests if one.future.done() or one.since < overdue]
 
     def answer(self, request: Request) -> Any | None:
-        """What a client said that is over; None, and it is given up, where it broke off or takes too long."""
+        """What a client said that is over; None, and it is given up, where it broke off or takes too long.
+
+        Raises pieces.StoreFull where our disk could not take what it sent.
+        """
         participant = request.participant
         if not request.future.done():
             limit = f"{self.settings.round_timeout:g} s (--round-timeout)"
             say(f"client {participant.partition} did not answer within {limit}")
-        elif request.future.exception() is None:
+        elif request.future.exception() is None or isinstance(request.future.exception(), pieces.StoreFull):
             return request.future.result()
         # else the stream broke, or carried something that is no answer
         self.clients.lose(participant.client)

@@ -125,7 +125,8 @@ class Proxy(GrpcClientProxy):
         size = num_bytes(model.arrays)
         for start in range(0, size, model.piece):
             content = cut(model.arrays, start, start + model.piece)
-            self._properties({"ask": "store", "start": start, "content": content}, deadline)
+            if "error" in self._properties({"ask": "store", "start": start, "content": content}, deadline):
+                break  # the question that follows is refused, in words
         empty = Parameters([], model.tensor_type)
         question, left = type(ins)(empty, {**ins.config, "in_pieces": True}), max(1.0, deadline - time.monotonic())
         if isinstance(ins, EvaluateIns):

@@ -13,7 +13,7 @@ from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy, mean_metrics
 from federation.compression import TooLarge, as_sent, num_bytes
 from federation.console import clean, command_line, say
-from federation.protocol import TaskSummary, as_stored, from_stored, presence
+from federation.protocol import BEGINS, TaskSummary, as_stored, from_stored, presence
 from federation.results.history import COSINE, STEP_SIZE, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
@@ -63,7 +63,7 @@ def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> Ro
     """The record of a model that all clients evaluated. Round 0 is only evaluated: its record has nothing more."""
     acceptance.leave_out_failed(number, evaluation)
     if not evaluation.scores:
-        raise RunFailed(f"no client could evaluate the model of round {number}")
+        raise RunFailed(f"no client could evaluate the model of round {number}; look at what the clients print")
     main, metrics = acceptance.main_metric, mean_metrics(evaluation.scores)
     record = RoundRecord(number, metrics, clients=len(evaluation.scores), main_metric=main)
     record.by_client = {
@@ -72,11 +72,13 @@ def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> Ro
     return record
 
 
-def describe_task(task: TaskSummary) -> str:
-    """What is trained, and how, as the clients say it."""
+def describe_task(task: TaskSummary | None) -> str:
+    """What is trained, and how, as the clients say it; those of version 1.0.0 don't."""
+    if task is None:
+        return ""
     told = {**task.recipe, **task.recipe["own"]}
     values = ", ".join(f"{name.replace('_', ' ')} {clean(value, 40)}" for name, value in told.items() if name != "own")
-    return f"task {task.name}: {values}"
+    return f": task {task.name}, {values}"
 
 
 def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
@@ -147,7 +149,7 @@ class FederatedServer(Server):
             self.exit_code = 128 + self.signal_number
             name = signal.Signals(self.signal_number).name
             words = f"stopped by {name} after {self.unit} {max(0, self.rounds_done)}"
-            say(f"{words}; go on with: {self._resume()}")
+            say(f"{words}; go on with: {self._resume()}" if self.history.rounds else words)
             self.clients.close("stopped", f"the server was {words}", seconds=2)
         except (RunFailed, OSError) as error:
             words = str(error)
@@ -155,7 +157,7 @@ class FederatedServer(Server):
                 words = (
                     f"the run folder {self.folder.path} can't be written ({error.strerror}); free or change the disk"
                 )
-            resumable = not isinstance(error, RunFailed) or error.resumable
+            resumable = self.history.rounds and (not isinstance(error, RunFailed) or error.resumable)
             say(f"error: {words}" + (f"; then go on with: {self._resume()}" if resumable else ""))
             self.clients.close("failed", words)
         except TooLarge as error:
@@ -175,8 +177,7 @@ class FederatedServer(Server):
         counts = {str(one.partition): one.class_counts for one in self.clients.ready() if one.class_counts}
         assert self.clients.agreed  # by all who are there
         self.history.config.update(classes=self.clients.classes, class_counts=counts, **as_stored(self.clients.agreed))
-        if self.clients.task:
-            say(describe_task(self.clients.task))
+        say(f"{BEGINS}{describe_task(self.clients.task)}")
         self._agree_on_columns()
         self.observers.begin(self.history)
         if self.checkpoint is None:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from federation.config import ACCURACY, FEWEST_VALUES, METRIC_NAME, Metric, Part, Recipe
-from federation.console import clean
+from federation.console import clean, say
 from federation.partition import BY_LABEL, shares
 
 import numpy as np
@@ -150,7 +150,14 @@ class Task:
 
     def load(self, dataset: Any, split: str, rows: np.ndarray, seed: int) -> Any:
         """These examples as the model's functions take them; rows is sorted."""
-        return self.data.load(dataset, split, rows, seed)
+        examples = self.data.load(dataset, split, rows, seed)
+        for part in examples if isinstance(examples, tuple) else ():
+            if hasattr(part, "shape") and (not part.shape or len(part) != len(rows)):
+                must = f"as many examples as rows, {len(rows)}"
+                raise self._broken("data", "load", must, f"{type(part).__name__} of shape {tuple(part.shape)}")
+            if hasattr(part, "isfinite") and not part.isfinite().all():
+                say(f"warning: load of {self._file('data')} gives examples with NaN or infinite values")
+        return examples
 
     def adopt(self, dataset: Any, classes: list[str]) -> None:
         """Take these for the classes, as other clients have some that are not here."""
@@ -279,6 +286,8 @@ class Task:
             raise TaskError(f"{path} can't be imported ({type(error).__name__}: {clean(error)})") from None
         for function, parameters in {**NEEDED[name], **OPTIONAL[name]}.items():
             self._check_function(module, name, function, parameters)
+        if hasattr(module, "columns") != hasattr(module, "scale"):
+            raise self._missing(name, "scale" if hasattr(module, "columns") else "columns", "to go with the other")
         return module
 
     def _check_function(self, module: ModuleType, name: str, function: str, parameters: list[str]) -> None:
@@ -311,7 +320,8 @@ class Task:
 
     def _missing(self, name: str, function: str, other: str = "") -> TaskError:
         called = f"{function}({', '.join({**NEEDED[name], **OPTIONAL[name]}[function])})"
-        return TaskError(f"{self._file(name)} has no function {called}{' ' + other if other else ''}; {PAGE} says more")
+        words = f"has no function {called}{' ' + other if other else ''}"
+        return TaskError(f"{self._file(name)} {words}; {PAGE} says more", f"its task's {name}.py {words}")
 
     def _broken(self, name: str, function: str, must: str, was: Any) -> TaskError:
         what = f"{type(was).__name__} {clean(was, 60)}" if not isinstance(was, str) else clean(was, 60)

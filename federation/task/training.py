@@ -8,6 +8,7 @@ from typing import Any
 
 from federation.config import Part, Recipe
 from federation.console import say
+from federation.task.task import TaskError
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
     With proximal_mu, FedProx's term as well (Li et al. 2020, arXiv:1812.06127). A last batch of one is left out, as
     BatchNorm can't learn from one example. Returns {"train_loss": the mean over all steps}.
     """
+    check(examples)
     network.train()
     parameters: list[torch.Tensor] = [each for each in network.parameters() if each.requires_grad]
     start = [each.detach().clone() for each in parameters] if recipe.proximal_mu else []
@@ -51,9 +53,21 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
 @torch.inference_mode()
 def outputs(network: nn.Module, examples: Examples, size: int = EVALUATED) -> torch.Tensor:
     """What the network makes of these examples' inputs, so many at a time, on the CPU."""
+    check(examples)
     network.eval()
     parts = zip(*(each.split(size) for each in examples), strict=True)
     return torch.cat([network(*on_device(network, batch)[:-1]).cpu() for batch in parts])
+
+
+def check(examples: Any) -> None:
+    """Raises TaskError, one line, where these are no examples that this loop can take."""
+    ours = isinstance(examples, tuple) and len(examples) > 1
+    kinds = (
+        ", ".join(type(each).__name__ for each in examples) if isinstance(examples, tuple) else type(examples).__name__
+    )
+    if not ours or not all(isinstance(each, torch.Tensor) for each in examples):
+        must = "load of data.py must give a tuple of tensors, inputs and last targets, for this training"
+        raise TaskError(f"{must}; gave {kinds}", must)
 
 
 def on_device(network: nn.Module, batch: Examples) -> Examples:
