@@ -2,7 +2,7 @@
 # make demo DATASET=FOLDER    the same on your own images
 # make demo TASK=FOLDER       the same with a model.py and data.py of your own, such as examples/tabular
 # make compare                the demo, then the same training without federation, and pictures of both (DATASET= as above)
-# make check                  what finds most mistakes within a minute: format, lint, types, and the tests within one process
+# make check                  what finds most mistakes within half a minute: format, lint, types, and the fast tests
 # make test                   format, lint, types, and all tests
 # make coverage               which lines the tests within one process run
 # make lock                   requirements-lock.txt again, from requirements.txt
@@ -13,6 +13,7 @@ VENV := .venv
 DATASET_FLAG = $(if $(TASK),--task "$(TASK)") $(if $(DATASET),--dataset "$(DATASET)")
 RIGHT_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; this needs 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 IN_PROCESS = -m "not processes"
+FAST = -m "not processes and not slow"
 
 # "broken" where the environment was made but its Python is gone, or has become one that does not see what was installed.
 BROKEN := $(shell cd "$(VENV)" 2>/dev/null || exit 0; \
@@ -31,7 +32,7 @@ compare: $(VENV)/installed
 	$(VENV)/bin/python demo.py --compare $(DATASET_FLAG) $(ARGS)
 
 check: static
-	$(VENV)/bin/python -m pytest $(IN_PROCESS) $(ARGS)
+	$(VENV)/bin/python -m pytest $(FAST) $(ARGS)
 
 test: static
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -1,11 +1,13 @@
 """Read by pytest before any test file."""
 
+import functools
 import importlib
 import inspect
 import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.processes import Federation
@@ -15,6 +17,8 @@ importlib.import_module("federation")  # it sets what flwr reads when it is impo
 # A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SLOWEST = ["test_engines", "test_examples", "test_report", "test_baseline", "test_data", "test_pieces"]
 
 
 @pytest.fixture
@@ -26,9 +30,9 @@ def federation(tmp_path: Path):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start processes: those that take seconds, and that -m "not processes" leaves out.
 
-    The file that takes longest comes first: begun last, it would leave the other worker with nothing to do.
+    The files that take longest come first: begun last, they would leave the other worker with nothing to do.
     """
-    items.sort(key=lambda item: item.path.stem != "test_engines")
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
     for item in items:
         fixtures = [each.func for found in item._fixtureinfo.name2fixturedefs.values() for each in found]
         if any(_starts_processes(thing, set()) for thing in [item.function, *fixtures]):
@@ -41,6 +45,10 @@ def _starts_processes(thing: object, seen: set[object]) -> bool:
     if not ours or thing in seen or not thing.__module__.startswith(("test_", "helpers.", "conftest")):
         return False
     seen.add(thing)
-    known = vars(sys.modules[thing.__module__])
-    words = set(re.findall(r"\w+", inspect.getsource(thing)))
-    return "subprocess" in words or any(_starts_processes(known[word], seen) for word in words & set(known))
+    words, known = _words(thing), vars(sys.modules[thing.__module__])
+    return "subprocess" in words or any(_starts_processes(known[word], seen) for word in words if word in known)
+
+
+@functools.cache  # finding a source takes milliseconds, and many tests share helpers
+def _words(thing: Any) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", inspect.getsource(thing)))

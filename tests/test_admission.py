@@ -235,6 +235,7 @@ def test_the_waiting_list_keeps_its_order(fake):
     assert fake.joins(instance="1" * 32).partition == 1
 
 
+@pytest.mark.slow
 def test_who_stops_asking_loses_its_turn(fake, monkeypatch):
     monkeypatch.setattr(admission, "RETRY_SECONDS", 0.1)
     first = [fake.joins() for _ in range(3)]

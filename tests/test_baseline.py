@@ -54,6 +54,7 @@ def test_a_clients_examples_are_those_it_held_in_the_federation(images, partitio
         np.testing.assert_array_equal(part, share(dataset, partition, 3, recipe))
 
 
+@pytest.mark.slow
 def test_centralised_trains_on_all_the_clients_examples_and_each_alone_on_its_own(images, tmp_path, monkeypatch):
     recipe = dataclasses.replace(RECIPE, partitioner="quantity-skew", local_epochs=3)
     folder = make_run(tmp_path / "run", images, recipe)
@@ -90,6 +91,7 @@ def test_a_client_alone_learns_what_it_learns_as_a_federation_of_one(images):
     assert alone.rounds[2].metrics == task.evaluate(client.network, test, RECIPE)
 
 
+@pytest.mark.slow
 def test_as_many_rounds_are_trained_as_the_federation_finished(images, tmp_path):
     recipe = dataclasses.replace(RECIPE, rounds=5)
     folder = make_run(tmp_path / "run", images, recipe)
@@ -138,6 +140,7 @@ def test_confusion_has_a_row_for_each_truth():
     ]
 
 
+@pytest.mark.slow
 def test_evaluate_scores_the_final_model_on_the_whole_test_set(images, tmp_path, capsys):
     folder = make_run(tmp_path / "run", images)
     assert call(evaluate.main, "--run", folder.path, "--dataset", images) == 0
@@ -155,6 +158,7 @@ def test_evaluate_scores_the_final_model_on_the_whole_test_set(images, tmp_path,
     assert not (folder.path / "predictions.png").exists()
 
 
+@pytest.mark.slow
 def test_test_images_get_into_folder_and_page_only_where_that_is_asked_for(images, tmp_path, capsys):
     folder = make_run(tmp_path / "run", images)
     assert call(evaluate.main, "--run", folder.path, "--dataset", images, "--show-images") == 0
@@ -208,6 +212,7 @@ def build(schema, recipe):
 
 
 @pytest.mark.usefixtures("other_tasks")
+@pytest.mark.slow
 def test_of_a_task_of_numbers_evaluate_says_each_metric_and_baseline_compares_by_the_main_one(tmp_path, capsys):
     """The true numbers are 2 x + 1, the untrained network says 2 x."""
     task = write_task(tmp_path / "numbers", NUMBERS_DATA, NUMBERS_MODEL)

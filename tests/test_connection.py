@@ -419,6 +419,7 @@ HTTP = "HTTP/1.1 {}\r\nContent-Length: 0\r\n\r\n"
         (b"x" * 100_000, "is no HTTP proxy by its answer"),
     ],
 )
+@pytest.mark.slow
 def test_where_a_proxy_is_in_the_way_it_is_asked(real, monkeypatch, answer, found):
     proxy = real(HTTP.format(answer).encode() if isinstance(answer, str) else answer)
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
@@ -604,6 +605,7 @@ def test_a_port_that_nobody_listens_at_is_said_by_a_real_connection(real, monkey
     assert capsys.readouterr().err.endswith(f"error: no server at 127.0.0.1:{port} after 0 s{STARTED}\n")
 
 
+@pytest.mark.slow
 def test_a_message_over_the_limit_of_a_real_server_is_named_to_each_that_sends_one(real, monkeypatch, capsys):
     question = ServerMessage()
     question.get_properties_ins.config["ask"].string = "hello"

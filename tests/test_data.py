@@ -337,6 +337,7 @@ def test_an_unreadable_image_is_one_line_with_its_path(tmp_path, damage):
 # Generated images
 
 
+@pytest.mark.slow
 def test_generated_images_are_a_function_of_the_seed():
     everything = np.arange(1500)
     one, again, other = (Synthetic().images("test", everything, seed) for seed in (1, 1, 2))
@@ -362,6 +363,7 @@ def test_generated_images_have_ten_classes_of_the_same_size():
         assert np.bincount(dataset.labels(split, 0)).tolist() == [size] * 10
 
 
+@pytest.mark.slow
 def test_generated_images_take_less_than_two_seconds():
     began = time.process_time()  # not the clock on the wall: other programs may be at work
     for split, n in Synthetic().sizes.items():
@@ -445,6 +447,7 @@ careless_archive = pytest.mark.filterwarnings("ignore:Python 3.14 will:Deprecati
 
 
 @careless_archive
+@pytest.mark.slow
 def test_cifar10_is_downloaded_once(mirror, tmp_path):
     root = str(tmp_path / "not" / "there" / "yet")
     first = Cifar10(root)

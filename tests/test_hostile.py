@@ -234,6 +234,7 @@ def test_what_an_admitted_client_sends_unasked_stays_with_the_sender(federation)
     assert memory["VmHWM"] < before + 100_000, "kB; unheld it would be all that is sent"
 
 
+@pytest.mark.slow
 def test_a_thousand_senseless_clients_leave_no_senseless_place_and_an_admission_that_works():
     rng = random.Random(0)
     values = [None, True, 0, -1, 2**62, -(2**63), 1.5, float("nan"), "", "0", "[]", "[2]", '["cat", "dog"]', "[" * 5000]

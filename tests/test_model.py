@@ -308,6 +308,7 @@ def test_label_smoothing_and_logit_adjustment_by_hand():
 
 
 @pytest.mark.parametrize("n", [1, 3, 1203])  # 1203: uneven, whatever the batches are
+@pytest.mark.slow
 def test_loss_and_accuracy_are_means_over_examples(network, n):
     images, labels = examples(n)
     loss, accuracy = (model.evaluate(network, (images, labels), recipe())[name] for name in ("loss", "accuracy"))

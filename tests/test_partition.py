@@ -111,6 +111,7 @@ def test_dirichlet_gives_every_client_ten_examples_or_its_even_share_where_that_
         assert min(map(len, cut("dirichlet", np.arange(9) % 3, 3, seed, alpha=1.0))) >= 3
 
 
+@pytest.mark.slow
 def test_dirichlet_that_cant_serve_every_client_says_so_with_alpha_and_the_remedy():
     with pytest.raises(ValueError, match=r"^--alpha 1e-06 leaves one of 11 clients without examples; raise it, or"):
         cut("dirichlet", clients=11, alpha=1e-6)  # ten classes, each whole in one client's hands

@@ -142,6 +142,7 @@ def with_f1(history):
     return history
 
 
+@pytest.mark.slow
 def test_another_metric_reaches_comparison_page_and_pictures():
     history = with_f1(make_history())
     baseline = make_baseline(history)
@@ -153,6 +154,7 @@ def test_another_metric_reaches_comparison_page_and_pictures():
     assert '<td class="number">-4.5000</td>' in page
 
 
+@pytest.mark.slow
 def test_a_metric_that_the_baseline_does_not_have_yet_is_drawn_and_compared_without_it():
     for clients in (2, 9):
         history = make_history(clients=clients)
@@ -323,6 +325,7 @@ def test_the_ends_of_a_metrics_range_and_what_chance_reaches_are_drawn(figures):
     assert list(chance.get_ydata()) == [0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_chance_is_worked_out_for_accuracy_alone_and_only_where_there_are_classes(figures):
     for classes, heights in ((["a", "b", "c", "d"], [0.25]), ([], [])):
         history = make_history()
@@ -332,6 +335,7 @@ def test_chance_is_worked_out_for_accuracy_alone_and_only_where_there_are_classe
         assert drawn == heights
 
 
+@pytest.mark.slow
 def test_a_curve_below_0_is_seen_whole_and_only_the_losses_axis_begins_at_0(figures):
     loss = Metric("loss", higher_is_better=False, digits=1)
     for declared in ((MAE, R2), (loss, R2)):
@@ -341,6 +345,7 @@ def test_a_curve_below_0_is_seen_whole_and_only_the_losses_axis_begins_at_0(figu
         assert axes["loss"].get_ylim()[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_without_classes_has_a_page_and_no_picture_of_who_holds_what(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
@@ -411,6 +416,7 @@ def shape(png: bytes) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.slow
 def test_every_picture_fits_a_phone_and_a_page(theme):
     history = make_history()
     history.config["class_counts"] = {"0": [24, 0, 1], "1": [0, 24, 23]}
@@ -427,6 +433,7 @@ def test_every_picture_fits_a_phone_and_a_page(theme):
         assert 300 <= height <= 1400
 
 
+@pytest.mark.slow
 def test_pictures_hold_many_clients_many_classes_and_any_name():
     names = ["$x^", "{}", "猫", "a" * 90, *map(str, range(100))]
     history = make_history(clients=40, classes=names)
@@ -447,6 +454,7 @@ def test_a_client_that_came_late_has_a_gap_in_its_curve():
 # The page
 
 
+@pytest.mark.slow
 def test_the_page_holds_all_that_happened_and_fetches_nothing(folder):
     names = [path.name for path in report.write(folder, show_images=True)]
     assert names == ["accuracy.png", "partitions.png", "predictions.png", "confusion.png", "report.html"]
@@ -462,6 +470,7 @@ def test_the_page_holds_all_that_happened_and_fetches_nothing(folder):
     assert light == (folder.path / "accuracy.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(folder):
     report.write(folder)
     first = (folder.path / "report.html").read_bytes()
@@ -469,6 +478,7 @@ def test_the_same_run_gives_the_same_page(folder):
     assert (folder.path / "report.html").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_named_and_left_out(folder, capsys):
     (folder.path / "baseline.json").write_text("{")
     (folder.path / "predictions.npz").write_bytes(b"PK")
@@ -587,6 +597,7 @@ def test_class_counts_must_add_up_to_the_declared_examples(counts, event):
         assert admission.ready()[0].class_counts == (counts or [])
 
 
+@pytest.mark.slow
 def test_of_a_flood_of_metrics_the_first_few_are_drawn():
     history = make_history()
     for i in range(200):
