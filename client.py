@@ -53,9 +53,6 @@ class TaskClient(NumPyClient):
     def test_set(self):
         return self.task.load(self.dataset, "test", self.test_rows, self.recipe.seed)
 
-    def column_sums(self, means: dict[str, float]) -> dict[str, tuple[int, float]]:
-        return self.task.column_sums(self.dataset, self.train_rows, self.recipe.seed, means)
-
     def scale(self, statistics: dict[str, list[float]]) -> None:
         """Scale the data by statistics over all clients; what was read before is read again."""
         self.task.data.scale(self.dataset, statistics)

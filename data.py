@@ -134,10 +134,7 @@ def _shapes(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-# What a task's data.py has
-
-DATASET = "cifar10"  # without --dataset
-FALLBACK = "synthetic"  # for a demo where that can't be had
+DATASET, FALLBACK = "cifar10", "synthetic"  # without --dataset; for a demo where that can't be had
 
 
 def open_dataset(source: str, data_dir: str = "data", skip_damaged: bool = False) -> Folder | Cifar10 | Synthetic:

@@ -9,8 +9,9 @@ from typing import Any
 from federation.config import ACCURACY, Part, Recipe
 from federation.console import PublicError, say
 from federation.task.classification import show
+from federation.task.image_files import pictures
+from federation.task.training import Examples
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -111,13 +112,8 @@ def to_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def train_round(
-    network: nn.Module, examples: tuple[torch.Tensor, torch.Tensor], recipe: Recipe, part: Part
-) -> dict[str, float]:
-    """One client's local training in one server round, in place; returns its metrics, by names that begin with train_.
-
-    The loss is the one trained on, smoothed and adjusted (see priors).
-    """
+def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Part) -> dict[str, float]:
+    """One client's local training in one server round, in place; its loss is smoothed and adjusted (see priors)."""
     images, labels = examples
     parameters: list[torch.Tensor] = [each for each in network.parameters() if each.requires_grad]  # frozen ones stay
     if not parameters:
@@ -143,7 +139,7 @@ def train_round(
             x = F.interpolate(x, size=int(x.shape[-1] * SMALL), mode="area")
         logits = logits_of(network, x)
         if not done:
-            log_prior, targets = priors(labels, logits.shape[1], recipe, device)
+            log_prior, targets = priors(labels, logits.shape[1], recipe.own, device)
         loss = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
         gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
         used = [i for i, gradient in enumerate(gradients) if gradient is not None]  # forward may skip a layer
@@ -160,20 +156,18 @@ def train_round(
     return {"train_loss": total / max(seen, 1)}
 
 
-def priors(
-    labels: torch.Tensor, num_classes: int, recipe: Recipe, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def priors(labels: torch.Tensor, classes: int, own: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The log of this client's class frequencies, (classes,), and smoothed targets, a row a class.
 
     Added to the logits, this stops the network from learning how frequent each class is at this client, and from
     forgetting those that it lacks. Logit adjustment, Menon et al. 2021, arXiv:2007.07314; for federations Zhang
     et al. 2022, arXiv:2209.00189. An even mix: no effect.
     """
-    smoothing = recipe.own["label_smoothing"]
-    prior = torch.bincount(labels, minlength=num_classes).float() + 0.01
+    smoothing = own["label_smoothing"]
+    prior = torch.bincount(labels, minlength=classes).float() + 0.01
     prior = (prior / prior.sum()).to(device)
-    log_prior = prior.log() if recipe.own["logit_adjustment"] else torch.zeros_like(prior)
-    return log_prior, (1 - smoothing) * torch.eye(num_classes, device=device) + smoothing * prior
+    log_prior = prior.log() if own["logit_adjustment"] else torch.zeros_like(prior)
+    return log_prior, (1 - smoothing) * torch.eye(classes, device=device) + smoothing * prior
 
 
 def logits_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -183,7 +177,7 @@ def logits_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, examples: tuple[torch.Tensor, torch.Tensor], recipe: Recipe) -> dict[str, float]:
+def evaluate(network: nn.Module, examples: Examples, recipe: Recipe) -> dict[str, float]:
     """Means over these examples, by name: "loss", "accuracy" and whatever you add are shown wherever a run is."""
     images, labels = examples
     device = next(network.parameters()).device
@@ -197,14 +191,9 @@ def evaluate(network: nn.Module, examples: tuple[torch.Tensor, torch.Tensor], re
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, examples: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def predict(network: nn.Module, examples: Examples) -> torch.Tensor:
     """Probabilities (n, classes) on the CPU; the labels are not looked at."""
     device = next(network.parameters()).device
     network.eval()
     batches = examples[0].split(500)
     return torch.cat([logits_of(network, to_input(batch, device)).softmax(1).cpu() for batch in batches])
-
-
-def pictures(examples: tuple[torch.Tensor, torch.Tensor]) -> np.ndarray:
-    """Images (n, 3, height, width) uint8, for evaluate.py --show-images."""
-    return examples[0].numpy()

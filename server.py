@@ -9,7 +9,7 @@ from federation.process import allow_many_connections, exit_now, give_memory_bac
 from federation.protocol import load_secret
 from federation.results.observers import open_observers
 from federation.results.report import finish
-from federation.results.run_folder import load_initial, open_run, recorder
+from federation.results.run_folder import open_run, recorder
 from federation.security.tls import read_server_files
 from federation.server import engine_app
 from federation.server.admission import Admission
@@ -29,7 +29,7 @@ def main() -> None:
     certificates = read_server_files(args.ca_certificate, args.certificate, args.private_key)
     check_port(args.address)
     observers = open_observers(args.tensorboard)
-    run, initial = open_run(args), load_initial(args.initial_weights)
+    run = open_run(args)
 
     clients = Admission(  # first come, first served
         settings.clients,
@@ -40,7 +40,6 @@ def main() -> None:
         load_timeout=settings.round_timeout,
         classes=args.classes,
         max_message_bytes=args.max_message_bytes,
-        initial=initial,
     )
     strategy = STRATEGIES[settings.strategy]  # Flower's FedAvg unless --strategy names another
     server = SERVERS[settings.mode](clients, strategy, settings, run, observers)

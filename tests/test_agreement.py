@@ -278,7 +278,8 @@ def test_the_same_code_in_another_folder_joins_with_a_line(fake, capsys):
 
 
 def test_where_initial_weights_are_given_who_can_not_begin_with_them_is_refused():
-    fake = FakeAdmission(initial=INITIAL)
+    fake = FakeAdmission()
+    fake.admission.initial = INITIAL
     assert "--initial-weights has head.weight (2, 3) float32" in fake.joins(summary=told(WIDER)).told["words"]
     assert fake.admitted(fake.joins(summary=told()))
 

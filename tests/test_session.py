@@ -143,6 +143,12 @@ def test_the_frozen_weights_are_asked_for_by_a_word_that_reaches_the_client():
     assert session.get_parameters({}) is WEIGHTS
 
 
+def task_of(column_sums) -> dict:
+    """What a client has, for one whose task tells these sums of its columns."""
+    task = SimpleNamespace(column_sums=lambda dataset, rows, seed, means: column_sums(means))
+    return {"task": task, "dataset": None, "train_rows": None, "recipe": Recipe()}
+
+
 def columns_of(session: Session, **config: str) -> dict:
     answer = session.get_properties({"ask": "columns", **config})
     return json.loads(answer["columns"]) if "columns" in answer else answer
@@ -151,7 +157,7 @@ def columns_of(session: Session, **config: str) -> dict:
 def test_of_its_columns_a_client_tells_sums_and_takes_in_the_statistics_of_all():
     taken = []
     session = admitted(
-        replaced={"column_sums": lambda means: {"age": (10, 5.0 - means.get("age", 0))}, "scale": taken.append}
+        replaced={"scale": taken.append, **task_of(lambda means: {"age": (10, 5.0 - means.get("age", 0))})}
     )
     assert columns_of(session) == {"age": [10, 5.0]}
     assert columns_of(session, means='{"age": 1.5}') == {"age": [10, 3.5]}
@@ -171,7 +177,7 @@ def test_a_client_that_comes_back_with_the_statistics_it_has_does_not_read_its_d
 
 
 def test_columns_that_cant_be_summed_are_told_by_their_kind_alone(capsys):
-    session = admitted(replaced={"column_sums": fails})
+    session = admitted(replaced=task_of(fails))
     assert columns_of(session) == {"error": "its own code failed (OSError)"}
 
 

@@ -170,7 +170,10 @@ class Session(NumPyClient):
         """Sums over the columns of the training examples; at last the statistics of all clients are taken in."""
         try:
             if "statistics" not in config:
-                return {"columns": json.dumps(self.client.column_sums(json.loads(config.get("means", "{}"))))}
+                one, means = self.client, json.loads(config.get("means", "{}"))
+                return {
+                    "columns": json.dumps(one.task.column_sums(one.dataset, one.train_rows, one.recipe.seed, means))
+                }
             self.client.scale(json.loads(config["statistics"]))
             assert self.assignment
             self.assignment = dataclasses.replace(self.assignment, statistics=config["statistics"])

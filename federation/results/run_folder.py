@@ -5,7 +5,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -97,6 +97,7 @@ class Run:
     folder: RunFolder
     history: History
     checkpoint: Checkpoint | None = None
+    initial: dict[str, np.ndarray] = field(default_factory=dict)  # weights to begin with, by name, where given
 
 
 def recorder(events: list[dict]) -> Callable[[str, int | None, str], None]:
@@ -136,15 +137,16 @@ def load_initial(path: str | None) -> dict[str, np.ndarray]:
 def open_run(args: argparse.Namespace) -> Run:
     """A new run in --run-dir, or the one of --resume. Exits with one line where the folder can't be used.
 
-    args: run_dir, resume, and config, the settings of the run.
+    args: run_dir, resume, initial_weights, and config, the settings of the run.
     """
+    initial = load_initial(args.initial_weights)
     if args.resume:
         folder = RunFolder(Path(args.resume))
         checkpoint = folder.load_checkpoint()
         history = checkpoint.history if checkpoint else History(args.config)
         since = f"after {history.rounds[-1].unit} {checkpoint.server_round}" if checkpoint else None
         say(f"resuming {folder.path} {since or 'from the start: it holds no checkpoint'}")
-        return Run(folder, history, checkpoint)
+        return Run(folder, history, checkpoint, initial)
     history = History(args.config)
     folder = RunFolder(Path(args.run_dir or "runs"))
     try:
@@ -156,7 +158,7 @@ def open_run(args: argparse.Namespace) -> Run:
         fail(f"--run-dir {folder.path} already holds a run, or is a file; {remedy}", 2)
     except OSError as error:
         fail(f"--run-dir {folder.path} can't be written ({error.strerror}); name another")
-    return Run(folder, history)
+    return Run(folder, history, initial=initial)
 
 
 def _savez(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:

@@ -16,7 +16,6 @@ from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, proof,
 from federation.server.client_manager import ClientManager, Participant, Refused
 from federation.server.grpc_server import GrpcBridgeClosed
 
-import numpy as np
 from flwr.common import GetPropertiesIns, ReconnectIns
 from flwr.server.client_proxy import ClientProxy
 
@@ -45,10 +44,8 @@ class Admission(ClientManager):
         load_timeout: float = 600,
         classes: list[str] | None = None,
         max_message_bytes: float = math.inf,
-        initial: dict[str, np.ndarray] | None = None,
     ) -> None:
         super().__init__(num_partitions, recipe, notify, classes)
-        self.initial = initial or {}
         self.max_message_bytes = max_message_bytes
         self.secret = secret
         self.waiting_list = waiting_list

@@ -111,6 +111,7 @@ class FederatedServer(Server):
         self.make_strategy = strategy
         self.settings = settings
         self.folder, self.history, self.checkpoint = run.folder, run.history, run.checkpoint
+        clients.initial = run.initial
         self.observers = observers or Observers([])
         self.dispatcher = Dispatcher(clients, settings, self.unit)
         self.dispatcher.folder = self.folder.path
