@@ -236,7 +236,7 @@ RUNS = [line for line in LINES if line.startswith("flwr run") and "hospitals" no
 @pytest.mark.parametrize("line", RUNS)
 def test_simulation(line, simulation, script_weights, tmp_path):
     simulation.run_dir = tmp_path / "run"
-    images = make_images(tmp_path / "images", train=20, test=8)
+    images = make_images(tmp_path / "images", train=80, test=80)  # three classes; two for each of 100 nodes
     line = line.replace("/path/to/my-images", str(images))
     more = QUICK.replace("'run'", f"'{simulation.run_dir}'")
     more += f" device='cpu' threads=1 tensorboard='{tmp_path / 'scalars'}'"

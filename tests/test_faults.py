@@ -60,8 +60,8 @@ def test_a_senseless_evaluation_does_not_count(federation, behave):
     assert [row["accuracy"] for row in federation.history()["rounds"]] == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "fedmedian", "fedtrimmedavg", "krum"])
-def test_every_strategy_survives_a_nan_update(federation, strategy):
+@pytest.mark.parametrize("strategy", ["fedadam", "krum"])  # the others in test_strategy.py
+def test_a_strategy_survives_a_nan_update(federation, strategy):
     server = federation.server("--rounds", 2, "--strategy", strategy)
     clients = [federation.tiny("--partition-id", i) for i in (0, 2)]
     clients.append(federation.tiny("--partition-id", 1, "--behave", "nan", "--in-round", 1))

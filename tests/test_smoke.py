@@ -124,7 +124,9 @@ def test_a_demo_whose_server_fails_ends_all_and_fails_too(one_command, tmp_path)
     with Federation(tmp_path) as federation:
         output = federation.start("demo", ROOT / "demo.py", *where).ends(2)
     assert f"server: error: --run-dir {one_command.run_dir} already holds a run" in output
-    assert "demo: server ended with exit code 2" in output.splitlines()[-1]
+    ended, reason = output.splitlines()[-2:]
+    assert "demo: server ended with exit code 2" in ended
+    assert reason.startswith(f"demo: server said first: --run-dir {one_command.run_dir} already holds a run")
 
 
 # Four terminals
