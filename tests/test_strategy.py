@@ -6,6 +6,7 @@ from federation.aggregation import strategy as strategies
 from federation.aggregation.strategy import (
     STRATEGIES,
     CheckedStrategy,
+    _points,
     clip,
     mean_array,
     mean_metrics,
@@ -274,3 +275,10 @@ def test_every_metric_is_averaged_over_those_that_have_it_by_examples():
         update([], 4, train_loss=3.0),
     ]
     assert mean_metrics(answers) == {"f1": 0.75, "train_loss": 2.0}
+
+
+def test_krum_is_shown_points_as_far_from_each_other_as_the_updates_are():
+    updates = [[np.array([0, 0], np.float32)], [np.array([3, 0], np.float32)], [np.array([0, 4], np.float32)]]
+    here, there, above = _points(updates)
+    apart = [np.linalg.norm(here - there), np.linalg.norm(here - above), np.linalg.norm(there - above)]
+    assert np.round(apart, 9).tolist() == [3, 4, 5]

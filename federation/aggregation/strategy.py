@@ -118,15 +118,22 @@ class CheckedStrategy:
 
     def _by_flower(self, updates: list[Weighted]) -> list[np.ndarray]:
         """The next values of the arrays at the positions in `trained`."""
-        if isinstance(self.flower, Krum):  # compares whole updates
-            return self._ask_flower(
-                self.flower, [([np.asarray(update[i]) for i in self.trained], n) for update, n in updates]
-            )
+        if isinstance(self.flower, Krum):
+            return self._by_krum(updates)
         if type(self.flower) in BY_NUMBER:
             return self._in_blocks(self.flower, updates)
         # The server's optimisers need the mean only, which is theirs to the bit: FedAvg's, as they have it inside.
         mean = self._in_blocks(FedAvg(inplace=self._inplace, fit_metrics_aggregation_fn=_no_metrics), updates)
         return self._ask_flower(self.flower, [(mean, 1)])
+
+    def _by_krum(self, updates: list[Weighted]) -> list[np.ndarray]:
+        """Krum compares whole updates. Of stored ones it is shown points at the same distances from each other."""
+        if not any(hasattr(update[i], "read") for update, _ in updates for i in self.trained):
+            return self._ask_flower(self.flower, [([update[i] for i in self.trained], n) for update, n in updates])
+        points = _points([[update[i] for i in self.trained] for update, _ in updates])
+        (chosen,) = self._ask_flower(self.flower, [([point], n) for point, (_, n) in zip(points, updates, strict=True)])
+        best = next(k for k, point in enumerate(points) if np.array_equal(point, chosen))
+        return [np.asarray(updates[best][0][i]) for i in self.trained]
 
     @property
     def _inplace(self) -> bool:
@@ -217,6 +224,21 @@ def _square(new: Any, old: np.ndarray) -> float:
     """The squared L2 norm of a step."""
     steps = (np.subtract(block(new, *place), block(old, *place), dtype=np.float64) for place in blocks(old.size))
     return float(sum(np.sum(np.square(step)) for step in steps))
+
+
+def _points(updates: list[list[Any]]) -> np.ndarray:
+    """A point for each update, (n, n) float64, as far from each other as the updates are in their L2 norm.
+
+    From the products of all pairs of differences to the first, summed block by block: G = P P^T.
+    """
+    gram = np.zeros((len(updates), len(updates)))
+    for i, array in enumerate(updates[0]):
+        for place in blocks(array.size, 4 * PIECE):
+            rows = np.stack([block(update[i], *place) for update in updates]).astype(np.float64)
+            rows -= rows[0]
+            gram += rows @ rows.T
+    values, vectors = np.linalg.eigh(gram)
+    return vectors * np.sqrt(np.maximum(values, 0.0))
 
 
 def weighted_mean(values: Sequence[tuple[np.ndarray | float, int]]) -> Any:
