@@ -201,6 +201,7 @@ NUMBERS_MODEL = """
 from federation.task.regression import METRICS, evaluate, predict, show, train_round
 from torch import nn
 
+NAME = "numbers"
 MODELS = {"line": {"learning_rate": 0.01, "batch_size": 2}}
 
 

@@ -24,7 +24,7 @@ import safetensors.numpy
 import torch
 from helpers.example_runs import CLASSES, call, make_images
 from helpers.processes import CLEAN, ROOT, Process
-from helpers.tasks import build, other_tasks, recipe, write_task  # noqa: F401 (a fixture)
+from helpers.tasks import MODEL, build, other_tasks, recipe, write_task  # noqa: F401 (a fixture)
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -162,7 +162,7 @@ def test_a_file_says_what_its_task_is_and_another_task_is_refused_with_the_remed
 
 @pytest.mark.usefixtures("other_tasks")
 def test_a_task_that_reads_no_single_files_says_what_it_would_need(tmp_path, capsys):
-    task = write_task(tmp_path / "mine")
+    task = write_task(tmp_path / "folder", model=MODEL + '\nNAME = "mine"\n')
     path = tmp_path / "model.safetensors"
     told = model_file.about("mine", {"model": "network"}, {}, {})
     saved_model.save(path, task.build({}, task.complete(Recipe())), told)

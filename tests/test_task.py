@@ -8,8 +8,10 @@ from collections import OrderedDict
 from pathlib import Path
 
 from federation import model_file
+from federation.client.session import summarise
 from federation.config import ACCURACY, Metric, Recipe
 from federation.console import PublicError
+from federation.protocol import Assignment
 from federation.task import classification, regression, training
 from federation.task.task import DataError, Task, TaskError, open_task
 from federation.task.weights import (
@@ -27,6 +29,8 @@ import torch
 from helpers.tasks import DATA, MODEL, other_tasks, recipe, write_task  # noqa: F401 (a fixture)
 from safetensors.torch import load_file
 from torch import nn
+
+from client import TaskClient
 
 pytestmark = pytest.mark.usefixtures("other_tasks")
 ROWS = np.arange(4)
@@ -238,10 +242,21 @@ def test_metrics_may_come_as_any_kind_of_number(tmp_path):
 # What it may leave out
 
 
+def test_a_task_is_called_as_it_says_and_the_name_of_its_folder_is_told_to_nobody(tmp_path):
+    named = write_task(tmp_path / "jane-doe", DATA, MODEL + '\nNAME = "wine"\n')
+    assert (named.name, write_task(tmp_path / "john-doe").name) == ("wine", "own")
+    assignment = Assignment(0, 2, Recipe())
+    told = json.dumps(summarise(TaskClient(named, named.open_dataset("a"), assignment)))
+    assert "wine" in told
+    assert "doe" not in told
+    with pytest.raises(TaskError, match=r"model.py: NAME must give a word of letters, digits, - and _, gave /home/doe"):
+        write_task(tmp_path / "third", DATA, MODEL + '\nNAME = "/home/doe"\n').name  # noqa: B018
+
+
 def test_the_smallest_task_is_one_and_everything_else_has_its_default(tmp_path):
     task = write_task(tmp_path / "mine")
     use_all(task)
-    assert (task.name, task.default_dataset, task.schema("a")) == ("mine", "", {})
+    assert (task.name, task.default_dataset, task.schema("a")) == ("own", "", {})
     assert (task.labels("a", "train", 0), task.columns("a", ROWS, 0)) == (None, {})
     assert (task.metrics, task.models) == ([ACCURACY], {"network": {}})
     assert task.complete(Recipe()) == Recipe(model="network", batch_size=32, learning_rate=0.05, own={})

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+NAME = "large"
 MODELS = {"wide": {"learning_rate": 0.01, "megabytes": 45.0}}
 LAYERS = 4
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from data import TARGET_MEAN, TARGET_SPREAD
 
+NAME = "regression"
 MODELS = {
     "linear": {"batch_size": 8, "learning_rate": 0.005},
     "mlp": {"batch_size": 8, "learning_rate": 0.01, "hidden": 16},

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 METRICS = [Metric("auc", lowest=0, highest=1, chance=0.5, additive=False), ACCURACY]
+NAME = "tabular"
 MODELS = {
     "logistic": {"batch_size": 8, "learning_rate": 0.03},
     "mlp": {"batch_size": 8, "learning_rate": 0.03, "hidden": 16},

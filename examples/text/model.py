@@ -7,6 +7,7 @@ from federation.task.classification import evaluate, predict, show, train_round
 
 from torch import nn
 
+NAME = "text"
 MODELS = {"words": {"batch_size": 8, "learning_rate": 0.5, "width": 16}}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+NAME = "xray"
 MODELS = {"efficientnet-lite0": {"batch_size": 8, "learning_rate": 0.01}}
 # None is a mean over clients, as each client has another part of films with the finding.
 METRICS = [

@@ -19,7 +19,7 @@ import numpy as np
 
 PAGE = "docs/own-federation.md"
 OURS = Path(__file__).parent.parent.parent  # the folder of the project's own task
-NAME = "cifar10"  # of that
+UNNAMED = "own"  # a folder's name may say whose it is, so it is not told
 NEEDED = {  # functions of each file, as they are called
     "data": {"open_dataset": ["source"], "load": ["dataset", "split", "rows", "seed"]},
     "model": {
@@ -74,10 +74,9 @@ class Task:
 
     def __init__(self, folder: Path, only_data: bool = False):
         self.folder = folder
-        self.name = NAME if folder == OURS else folder.name
         self.data = self._open("data")
         if not only_data:  # that all of the contract is kept shows at the start
-            self.metrics, self.models  # noqa: B018
+            self.name, self.metrics, self.models  # noqa: B018
 
     @functools.cached_property
     def model(self) -> ModuleType:
@@ -197,6 +196,14 @@ class Task:
         return sums
 
     # The model
+
+    @functools.cached_property
+    def name(self) -> str:
+        """What server, history and model files call the task."""
+        name = getattr(self.model, "NAME", UNNAMED)
+        if not isinstance(name, str) or not METRIC_NAME.fullmatch(name):
+            raise self._broken("model", "NAME", "a word of letters, digits, - and _", name)
+        return name
 
     @functools.cached_property
     def metrics(self) -> list[Metric]:
