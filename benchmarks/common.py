@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from federation.aggregation.strategy import STRATEGIES, CheckedStrategy, mean_metrics
+from federation.aggregation.means import mean_metrics
+from federation.aggregation.strategy import STRATEGIES, CheckedStrategy
 from federation.aggregation.validation import Score, Update
 from federation.client.compute import share_cores
 from federation.config import Recipe

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from federation.compression import num_bytes
+
 import numpy as np
 from flwr.common import Parameters
 
@@ -34,14 +36,10 @@ class InPieces(Parameters):
         return int(min(PIECE, self.largest // 2))
 
 
-@dataclass(frozen=True)
-class StoredArray:
-    """An array within a file, read when it is needed: as it came, in the dtype that it shall have."""
+class LazyArray:
+    """An array whose numbers are read or worked out where they are needed: block by block, or, as NumPy's, all."""
 
-    file: IO[bytes]
-    offset: int
     shape: tuple[int, ...]
-    stored: np.dtype  # in the file
     dtype: np.dtype
 
     @property
@@ -50,26 +48,37 @@ class StoredArray:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The numbers at these places of the flat array."""
-        self.file.seek(self.offset + start * self.stored.itemsize)
-        count = max(0, min(stop, self.size) - start)
-        return np.fromfile(self.file, self.stored, count).astype(self.dtype, copy=False)
+        raise NotImplementedError
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return self.read(0, self.size).reshape(self.shape).astype(dtype or self.dtype, copy=False)
 
 
-def block(array: np.ndarray | StoredArray, start: int, stop: int) -> np.ndarray:
+@dataclass(frozen=True)
+class StoredArray(LazyArray):
+    """An array within a file: as it came, in the dtype that it shall have."""
+
+    file: IO[bytes]
+    offset: int
+    shape: tuple[int, ...]
+    stored: np.dtype  # in the file
+    dtype: np.dtype
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The numbers at these places of the flat array."""
+        self.file.seek(self.offset + start * self.stored.itemsize)
+        count = max(0, min(stop, self.size) - start)
+        return np.fromfile(self.file, self.stored, count).astype(self.dtype, copy=False)
+
+
+def block(array: np.ndarray | LazyArray, start: int, stop: int) -> np.ndarray:
     """The numbers at these places of the flat array, wherever it is kept."""
-    return array.read(start, stop) if hasattr(array, "read") else array.reshape(-1)[start:stop]
+    return array.read(start, stop) if isinstance(array, LazyArray) else array.reshape(-1)[start:stop]
 
 
 def blocks(size: int, length: int = BLOCK) -> Iterator[tuple[int, int]]:
     """The places of an array of so many numbers, a block at a time; of none, one empty block."""
     return ((start, min(start + length, size)) for start in range(0, max(1, size), length))
-
-
-def num_bytes(arrays: Sequence[np.ndarray]) -> int:
-    return sum(array.nbytes for array in arrays)
 
 
 def cut(arrays: Sequence[np.ndarray], start: int, stop: int) -> bytes:
@@ -89,7 +98,7 @@ class Assembly:
 
     def __init__(self, like: Sequence[tuple[tuple[int, ...], np.dtype]]):
         self.arrays = [np.empty(shape, dtype) for shape, dtype in like]
-        self.size = num_bytes(self.arrays)
+        self.size = num_bytes(self.arrays, "none")
         self.filled = 0
 
     def add(self, start: int, content: bytes) -> None:

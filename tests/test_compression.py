@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
+from federation.aggregation.clipping import clip
 from federation.aggregation.fedbuff import FedBuff, TrainingJob, replay
-from federation.aggregation.strategy import clip
 from federation.aggregation.validation import BadUpdate, Update, validate_fit
 from federation.client.session import Session
 from federation.compression import TooLarge, as_sent, num_bytes, pack, unpack

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from federation.aggregation.clipping import clip
 from federation.aggregation.steps import measure
-from federation.aggregation.strategy import STRATEGIES, clip
+from federation.aggregation.strategy import STRATEGIES
 from federation.aggregation.validation import BadUpdate, validate_fit
 from federation.client.session import Session
-from federation.compression import travels_as, unpack
+from federation.compression import num_bytes, travels_as, unpack
 from federation.config import Recipe
-from federation.pieces import PIECE, Assembly, InPieces, Store, StoredArray, StoreFull, block, blocks, cut, num_bytes
+from federation.pieces import PIECE, Assembly, InPieces, Store, StoredArray, StoreFull, block, blocks, cut
 from federation.server import grpc_server
 from federation.server.client_manager import Participant
 from federation.server.settings import ServerSettings
@@ -94,7 +95,7 @@ def test_pieces_of_any_size_make_the_same_arrays(piece):
     assembly = Assembly(shapes(ARRAYS))
     for start in range(0, SIZE, piece):
         assembly.add(start, cut(ARRAYS, start, start + piece))
-    assert assembly.filled == assembly.size == num_bytes(ARRAYS) == SIZE
+    assert assembly.filled == assembly.size == num_bytes(ARRAYS, "none") == SIZE
     assert same_bits(assembly.arrays, ARRAYS)
 
 
@@ -110,7 +111,7 @@ def test_pieces_of_any_size_make_the_same_stored_arrays(piece, tmp_path):
 def test_values_that_are_no_numbers_travel_as_they_are():
     odd = [np.array([np.nan, -np.inf, -0.0], np.float32), np.array([np.inf, 5e-324])]
     assembly = Assembly(shapes(odd))
-    assembly.add(0, cut(odd, 0, num_bytes(odd)))
+    assembly.add(0, cut(odd, 0, num_bytes(odd, "none")))
     assert same_bits(assembly.arrays, odd)
     assert same_bits(stored(odd), odd)
 
@@ -388,7 +389,7 @@ def admitted(compress: str = "none") -> Session:
 
 def store(session: Session, arrays: list[np.ndarray], piece: int = 5, stop: int = BYTES) -> list[dict]:
     """Send it so many bytes of a model; returns its answers."""
-    starts = range(0, min(stop, num_bytes(arrays)), piece)
+    starts = range(0, min(stop, num_bytes(arrays, "none")), piece)
     pieces = [{"ask": "store", "start": start, "content": cut(arrays, start, start + piece)} for start in starts]
     return [session.get_properties(each) for each in pieces]
 

@@ -1,13 +1,13 @@
 """Aggregation by Flower's own strategies, after every update has been validated."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from federation.aggregation.validation import Score, Update
+from federation.aggregation.clipping import clip
+from federation.aggregation.means import as_dtype, mean_array
+from federation.aggregation.validation import Update
 from federation.compression import as_sent
-from federation.pieces import block, blocks
+from federation.pieces import LazyArray, block, blocks
 
 import numpy as np
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
@@ -128,7 +128,7 @@ class CheckedStrategy:
 
     def _by_krum(self, updates: list[Weighted]) -> list[np.ndarray]:
         """Krum compares whole updates. Of stored ones it is shown points at the same distances from each other."""
-        if not any(hasattr(update[i], "read") for update, _ in updates for i in self.trained):
+        if not any(isinstance(update[i], LazyArray) for update, _ in updates for i in self.trained):
             return self._ask_flower(self.flower, [([update[i] for i in self.trained], n) for update, n in updates])
         points = _points([[update[i] for i in self.trained] for update, _ in updates])
         (chosen,) = self._ask_flower(self.flower, [([point], n) for point, (_, n) in zip(points, updates, strict=True)])
@@ -176,56 +176,6 @@ def unsupported(make: MakeStrategy, settings: Any) -> str:
     return ""
 
 
-def clip(update: list[Any], weights: list[np.ndarray], max_norm: float) -> list[Any]:
-    """Shorten the step from weights to update to an L2 norm of max_norm at most; integer arrays stay as they are.
-
-    In float64: a float32 step between huge but finite values would be infinite, and its clipped self NaN.
-    """
-    clipped = [old.dtype.kind == "f" and bool(np.isfinite(old).all()) for old in weights]
-    pairs = list(zip(update, weights, strict=True))
-    norm = math.sqrt(sum(_square(new, old) for (new, old), shorten in zip(pairs, clipped, strict=True) if shorten))
-    if norm <= max_norm:
-        return update
-    factor = max_norm / norm
-    return [Shortened(new, old, factor) if shorten else new for (new, old), shorten in zip(pairs, clipped, strict=True)]
-
-
-@dataclass(frozen=True)
-class Shortened:
-    """An array of a clipped update, worked out where it is needed: old + factor (new - old)."""
-
-    new: Any
-    old: np.ndarray
-    factor: float
-
-    @property
-    def size(self) -> int:
-        return self.old.size
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.old.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.old.dtype
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """The numbers at these places of the flat array."""
-        old = block(self.old, start, stop)
-        step = np.subtract(block(self.new, start, stop), old, dtype=np.float64)
-        return (old + step * self.factor).astype(old.dtype)
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return self.read(0, self.size).reshape(self.shape).astype(dtype or self.dtype, copy=False)
-
-
-def _square(new: Any, old: np.ndarray) -> float:
-    """The squared L2 norm of a step."""
-    steps = (np.subtract(block(new, *place), block(old, *place), dtype=np.float64) for place in blocks(old.size))
-    return float(sum(np.sum(np.square(step)) for step in steps))
-
-
 def _points(updates: list[list[Any]]) -> np.ndarray:
     """A point for each update, (n, n) float64, as far from each other as the updates are in their L2 norm.
 
@@ -239,34 +189,6 @@ def _points(updates: list[list[Any]]) -> np.ndarray:
             gram += rows @ rows.T
     values, vectors = np.linalg.eigh(gram)
     return vectors * np.sqrt(np.maximum(values, 0.0))
-
-
-def weighted_mean(values: Sequence[tuple[np.ndarray | float, int]]) -> Any:
-    """Mean of (value, examples) pairs, in float64, weighted by examples."""
-    return sum(np.asarray(value, np.float64) * n for value, n in values) / sum(n for _, n in values)
-
-
-def mean_array(pairs: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
-    """The weighted mean in the arrays' own dtype; integers are rounded, half to even, and exact whatever their size."""
-    dtype = pairs[0][0].dtype
-    if dtype.kind in "iu" and any(np.abs(array.astype(np.float64)).max(initial=0) >= 2**53 for array, _ in pairs):
-        total = sum(array.astype(object) * n for array, n in pairs)
-        count = sum(n for _, n in pairs)
-        floor = total // count
-        rest = 2 * (total - floor * count)
-        return np.asarray(floor + (rest > count) + (rest == count) * (floor % 2)).astype(dtype)
-    return as_dtype(weighted_mean(pairs), dtype)
-
-
-def mean_metrics(answers: Sequence[Update | Score]) -> dict[str, float]:
-    """Every metric's mean over those that have it, weighted by examples; exact where the metric is additive."""
-    names = {name for answer in answers for name in answer.metrics}
-    pairs = {name: [(a.metrics[name], a.examples) for a in answers if name in a.metrics] for name in sorted(names)}
-    return {name: float(weighted_mean(values)) for name, values in pairs.items()}
-
-
-def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return (array if dtype.kind == "f" else np.rint(array)).astype(dtype)
 
 
 def _fit_res(arrays: list[np.ndarray], num_examples: int) -> FitRes:

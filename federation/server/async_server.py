@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 
 from federation.aggregation.fedbuff import BufferedUpdate, FedBuff, TrainingJob
+from federation.aggregation.means import mean_metrics
 from federation.aggregation.pace import Pace
 from federation.aggregation.steps import measure
-from federation.aggregation.strategy import mean_metrics
 from federation.aggregation.validation import Score
 from federation.aggregation.verdicts import Verdicts, Version
 from federation.compression import num_bytes

@@ -181,9 +181,8 @@ class Dispatcher:
     def parameters(self, weights: list[np.ndarray]) -> Parameters:
         """A global model as it is sent."""
         packed = pack(weights, self.recipe.compress)
-        if self._in_pieces(num_bytes(weights, "none")):
-            return self._pieces(packed)
-        return ndarrays_to_parameters(packed)
+        in_pieces = self._in_pieces(num_bytes(packed, "none"))
+        return self._pieces(packed) if in_pieces else ndarrays_to_parameters(packed)
 
     def _in_pieces(self, size: int) -> bool:
         """Whether a model of so many bytes travels in pieces: a large one does, where all clients know how."""

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from federation.pieces import InPieces, Store, cut, num_bytes
+from federation.compression import num_bytes
+from federation.pieces import InPieces, Store, cut
 
 import grpc
 from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, GetPropertiesIns, Parameters, serde
@@ -122,7 +123,7 @@ class Proxy(GrpcClientProxy):
     def _in_pieces(self, ins: Any, timeout: float | None) -> Any:
         """The same with a large model, that is sent before the question, and, of a training, fetched after it."""
         model, deadline = ins.parameters, time.monotonic() + (timeout or math.inf)
-        size = num_bytes(model.arrays)
+        size = num_bytes(model.arrays, "none")
         for start in range(0, size, model.piece):
             content = cut(model.arrays, start, start + model.piece)
             if "error" in self._properties({"ask": "store", "start": start, "content": content}, deadline):

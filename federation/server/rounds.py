@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from federation import model_file
 from federation.aggregation import column_statistics
+from federation.aggregation.means import mean_metrics
 from federation.aggregation.steps import Step
-from federation.aggregation.strategy import CheckedStrategy, MakeStrategy, mean_metrics
+from federation.aggregation.strategy import CheckedStrategy, MakeStrategy
 from federation.compression import TooLarge, as_sent, num_bytes
 from federation.console import clean, command_line, say
 from federation.protocol import BEGINS, TaskSummary, as_stored, from_stored, presence

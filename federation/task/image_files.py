@@ -28,7 +28,6 @@ IMAGE_FILES = {
 }
 SYSTEM = {"$recycle.bin", "__macosx", "__pycache__", "@eadir", "lost+found", "system volume information", "thumbs.db"}
 SYSTEM |= {"desktop.ini"}
-ORIENTATION = 0x0112  # the EXIF tag
 LISTED = 20  # damaged files, of more the number is said
 
 

@@ -91,16 +91,6 @@ def load(path: str, task: Task) -> SavedModel:
     return SavedModel(network, recipe, schema, about.get("columns") or {})
 
 
-def load_arrays(path: str) -> dict[str, np.ndarray]:
-    """The arrays of any safetensors file by name, to begin a run with. Raises ModelFileError."""
-    try:
-        return model_file.read(Path(path))[0]
-    except OSError as error:
-        raise ModelFileError(f"{path} can't be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise ModelFileError(f"{path}: {error}") from None
-
-
 def _fill(network: torch.nn.Module, arrays: dict[str, np.ndarray] | list[np.ndarray]) -> None:
     """Raises ValueError or RuntimeError where names, shapes or dtypes differ."""
     state = network.state_dict()
