@@ -4,7 +4,7 @@ import socket
 from pathlib import Path
 
 from federation.console import say
-from federation.task.task import DataError
+from federation.task.contract import DataError
 
 
 def load_cifar10(root: str, split: str):  # -> torchvision.datasets.CIFAR10

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from federation.task.task import DataError
+from federation.task.contract import DataError
 
 import numpy as np
 from tqdm import tqdm

@@ -2,11 +2,8 @@
 
 import functools
 import hashlib
-import importlib
 import inspect
 import json
-import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,56 +11,12 @@ from typing import Any
 from federation.config import ACCURACY, FEWEST_VALUES, METRIC_NAME, Metric, Part, Recipe
 from federation.console import clean, say
 from federation.partition import BY_LABEL, shares
+from federation.task.contract import OPTIONAL, PAGE, DataError, TaskError, broken, missing, open_file
 
 import numpy as np
 
-PAGE = "docs/own-federation.md"
 OURS = Path(__file__).parent.parent.parent  # the folder of the project's own task
 UNNAMED = "own"  # a folder's name may say whose it is, so it is not told
-NEEDED = {  # functions of each file, as they are called
-    "data": {"open_dataset": ["source"], "load": ["dataset", "split", "rows", "seed"]},
-    "model": {
-        "build": ["schema", "recipe"],
-        "train_round": ["network", "examples", "recipe", "part"],
-        "evaluate": ["network", "examples", "recipe"],
-    },
-}
-OPTIONAL = {
-    "data": {
-        "schema": ["dataset"],
-        "size": ["dataset", "split", "seed"],
-        "labels": ["dataset", "split", "seed"],
-        "adopt": ["dataset", "classes"],
-        "columns": ["dataset", "rows", "seed"],
-        "scale": ["dataset", "statistics"],
-        "read_example": ["path", "schema"],
-    },
-    "model": {
-        "predict": ["network", "examples"],
-        "show": ["schema", "examples", "predictions"],
-        "pictures": ["examples"],
-        "to_input": ["examples", "device"],
-    },
-}
-
-
-class DataError(Exception):
-    """The data can't be had; the text is one line with the path or the reason, and the way out.
-
-    public: the same for other eyes, a kind and a number: no path, no name.
-    """
-
-    def __init__(self, text: str, public: str = "its data can't be read"):
-        super().__init__(text)
-        self.public = public
-
-
-class TaskError(Exception):
-    """The task does not keep the contract; the text is one line with the file and the function."""
-
-    def __init__(self, text: str, public: str = "its task does not keep the contract"):
-        super().__init__(text)
-        self.public = public
 
 
 class Task:
@@ -74,13 +27,13 @@ class Task:
 
     def __init__(self, folder: Path, only_data: bool = False):
         self.folder = folder
-        self.data = self._open("data")
+        self.data = open_file(self._file("data"))
         if not only_data:  # that all of the contract is kept shows at the start
             self.name, self.metrics, self.models  # noqa: B018
 
     @functools.cached_property
     def model(self) -> ModuleType:
-        return self._open("model")
+        return open_file(self._file("model"))
 
     # The data
 
@@ -125,7 +78,7 @@ class Task:
         if not hasattr(self.data, "size"):
             labels = self.labels(dataset, split, seed)
             if labels is None:
-                raise self._missing("data", "size", "or labels(dataset, split, seed)")
+                raise missing(self._file("data"), "size", "or labels(dataset, split, seed)")
             return len(labels)
         size = self.data.size(dataset, split, seed)
         if not isinstance(size, int | np.integer) or size < 0:
@@ -273,44 +226,11 @@ class Task:
             digest.update((self.folder / name).read_bytes().replace(b"\r\n", b"\n") + b"\0")
         return digest.hexdigest()
 
-    # The contract
+    def _broken(self, name: str, function: str, must: str, was: Any) -> TaskError:
+        return broken(self._file(name), function, must, was)
 
-    def _open(self, name: str) -> ModuleType:
-        path = self.folder / f"{name}.py"
-        if not path.is_file():
-            raise TaskError(f"{self.folder} has no {name}.py; a task is a folder with model.py and data.py: see {PAGE}")
-        if sys.path[0] != str(self.folder):
-            sys.path.insert(0, str(self.folder))
-        loaded = sys.modules.get(name)
-        if loaded is not None and Path(str(loaded.__file__)).resolve() != path.resolve():
-            del sys.modules[name]  # that of another task
-        try:
-            module = importlib.import_module(name)
-        except (DataError, TaskError):  # the task's own words
-            raise
-        except Exception as error:
-            traceback.print_exc()
-            raise TaskError(f"{path} can't be imported ({type(error).__name__}: {clean(error)})") from None
-        for function, parameters in {**NEEDED[name], **OPTIONAL[name]}.items():
-            self._check_function(module, name, function, parameters)
-        if hasattr(module, "columns") != hasattr(module, "scale"):
-            raise self._missing(name, "scale" if hasattr(module, "columns") else "columns", "to go with the other")
-        return module
-
-    def _check_function(self, module: ModuleType, name: str, function: str, parameters: list[str]) -> None:
-        code = getattr(module, function, None)
-        if code is None and function in OPTIONAL[name]:
-            return
-        if not callable(code):
-            raise self._missing(name, function)
-        try:
-            inspect.signature(code).bind(*parameters)
-        except TypeError:
-            takes = ", ".join(inspect.signature(code).parameters)
-            called = f"{function}({', '.join(parameters)})"
-            raise TaskError(f"{self._file(name)}: {function} takes ({takes}), but is called as {called}") from None
-        except ValueError:  # no signature to be had
-            pass
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.py"
 
     def _checked(self, function: str, metrics: Any, one_of: set[str]) -> dict[str, float]:
         if not isinstance(metrics, dict):
@@ -324,19 +244,6 @@ class Task:
         if not one_of & set(numbers):
             raise self._broken("model", function, f"a number for {sorted(one_of)[-1]!r}", ", ".join(numbers) or "none")
         return numbers
-
-    def _missing(self, name: str, function: str, other: str = "") -> TaskError:
-        called = f"{function}({', '.join({**NEEDED[name], **OPTIONAL[name]}[function])})"
-        words = f"has no function {called}{' ' + other if other else ''}"
-        return TaskError(f"{self._file(name)} {words}; {PAGE} says more", f"its task's {name}.py {words}")
-
-    def _broken(self, name: str, function: str, must: str, was: Any) -> TaskError:
-        what = f"{type(was).__name__} {clean(was, 60)}" if not isinstance(was, str) else clean(was, 60)
-        words = f"{function} of the task's {name}.py must give {must}"
-        return TaskError(f"{self._file(name)}: {function} must give {must}, gave {what}", words)
-
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.py"
 
 
 @functools.lru_cache(maxsize=1)

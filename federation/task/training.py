@@ -8,7 +8,7 @@ from typing import Any
 
 from federation.config import Part, Recipe
 from federation.console import say
-from federation.task.task import TaskError
+from federation.task.contract import TaskError
 
 import torch
 from torch import nn
