@@ -81,3 +81,8 @@ def _add(name: str, ours: list[tuple[str, int]]) -> None:
         return PLAIN[name](*args, options=[*(options or []), *ours], **rest)
 
     setattr(grpc, name, make)
+
+
+def join(host: str, port: int) -> str:
+    """The inverse of parse_address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

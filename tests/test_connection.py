@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 from federation.client import connection
 from federation.client.connection import take_part
+from federation.client.proxy import PROXIES, proxy_for
 from federation.client.session import Session
 from federation.config import Recipe
 
@@ -107,7 +108,7 @@ class Server:
         monkeypatch.setattr(connection.socket, "create_connection", self.probe)
         monkeypatch.setattr(threading, "excepthook", threading.excepthook)
         monkeypatch.setenv("no_grpc_proxy", "")
-        for name in (*connection.PROXIES, "no_proxy"):
+        for name in (*PROXIES, "no_proxy"):
             monkeypatch.delenv(name, raising=False)
         self.probed: object = ConnectionRefusedError()
 
@@ -204,9 +205,9 @@ def test_with_an_authority_the_connection_is_tls(serve):
 def test_a_server_on_this_machine_is_never_asked_through_a_proxy(serve, monkeypatch):
     serve(FINISHED)
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
-    assert connection.proxy_for("127.0.0.1")
+    assert proxy_for("127.0.0.1")
     take_part(session(), ADDRESS, wait=60)
-    assert connection.proxy_for("127.0.0.1") is None
+    assert proxy_for("127.0.0.1") is None
 
 
 # Waiting
@@ -342,7 +343,7 @@ def test_a_name_a_firewall_a_route_or_a_port_is_to_blame(serve, probed, line):
 @pytest.fixture
 def real(monkeypatch):
     """Real sockets, and no proxy from outside."""
-    for name in (*connection.PROXIES, "no_proxy", "no_grpc_proxy"):
+    for name in (*PROXIES, "no_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     with contextlib.ExitStack() as ends:
@@ -424,7 +425,7 @@ def test_where_a_proxy_is_in_the_way_it_is_asked(real, monkeypatch, answer, foun
     proxy = real(HTTP.format(answer).encode() if isinstance(answer, str) else answer)
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
     if None in proxy.pieces:
-        monkeypatch.setattr(connection, "PROBE_SECONDS", 0.3)
+        monkeypatch.setattr("federation.client.proxy.PROBE_SECONDS", 0.3)
     line = f"the proxy 127.0.0.1:{proxy.port} {found}; no_grpc_proxy=hospital goes without it"
     assert connection.out_of_reach("hospital", 8080) == line
     assert proxy.heard == [b"CONNECT hospital:8080 HTTP/1.1\r\nHost: hospital:8080\r\n\r\n"]
@@ -513,8 +514,8 @@ IT = "http://127.0.0.1:{port}"
 @pytest.mark.parametrize(
     ("host", "variables", "taken"),
     [
-        *[("127.0.0.1", {name: IT}, True) for name in connection.PROXIES],
-        *[("127.0.0.1", {name.upper(): IT}, os.name == "nt") for name in connection.PROXIES],
+        *[("127.0.0.1", {name: IT}, True) for name in PROXIES],
+        *[("127.0.0.1", {name.upper(): IT}, os.name == "nt") for name in PROXIES],
         ("127.0.0.1", {"grpc_proxy": IT, "https_proxy": "", "http_proxy": "nonsense"}, True),
         ("127.0.0.1", {"https_proxy": IT, "http_proxy": ""}, True),
         ("127.0.0.1", {"grpc_proxy": "", "http_proxy": IT}, False),
@@ -553,7 +554,7 @@ def test_the_proxy_is_the_one_that_grpc_takes(real, monkeypatch, host, variables
         monkeypatch.setenv(name, value.format(port=proxy.port))
     knock(host, port)
     assert bool(proxy.heard) == taken
-    found = connection.proxy_for(host)
+    found = proxy_for(host)
     assert (found and (found.host, found.port)) == (("127.0.0.1", proxy.port) if taken else None)
 
 

@@ -1,19 +1,15 @@
 """The client's way to the server: wait for it, keep the stream, come back when it breaks, say what is wrong."""
 
-import base64
-import os
-import re
 import socket
 import threading
 import time
 from contextlib import suppress
-from ipaddress import ip_address, ip_network
-from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes, urlsplit
+from typing import Any
 
+from federation.client.proxy import passed_over, proxy_for, try_proxy
 from federation.client.session import Session
 from federation.console import clean, fail, say
-from federation.net import bypass_proxy, is_loopback, keep_client_connection, parse_address
+from federation.net import bypass_proxy, is_loopback, join, keep_client_connection, parse_address
 from federation.security.tls import PROBE_SECONDS, tls_mismatch
 
 import grpc
@@ -31,21 +27,6 @@ except ImportError:
         handle_legacy_message_from_msgtype,
     )
 from flwr.compat.client.grpc_client.connection import grpc_connection
-
-PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # environment variables
-PROXY_PORT = 443  # gRPC's, where a proxy's address names none
-
-
-class Proxy(NamedTuple):
-    """A proxy as gRPC reads it from the environment; without a host where its address is a wrong one.
-
-    Never to be shown: login and address, whatever state they are in, hold a password.
-    """
-
-    variable: str
-    host: str
-    port: int
-    login: str
 
 
 def take_part(session: Session, address: str, *, wait: float, root_certificates: bytes | None = None) -> None:
@@ -114,7 +95,7 @@ def _explain(error: Exception, host: str, port: int, root_certificates: bytes | 
         words = f"a message is larger than the server takes ({clean(details, 100)})"
         fail(f"{words}; raise the server's --max-message-mb")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return f"the server at {_join(host, port)} has too many connections"
+        return f"the server at {join(host, port)} has too many connections"
     if code == grpc.StatusCode.UNAVAILABLE:
         mismatch = None
         if not proxy_for(host):
@@ -123,105 +104,24 @@ def _explain(error: Exception, host: str, port: int, root_certificates: bytes | 
         if mismatch:
             fail(mismatch)
         return out_of_reach(host, port)
-    return f"the server at {_join(host, port)} ended the connection"
+    return f"the server at {join(host, port)} ended the connection"
 
 
 def out_of_reach(host: str, port: int) -> str:
     """Why nobody answers there: an unknown name, a proxy in the way, nobody listening, or silence."""
-    proxy, place = proxy_for(host), _join(host, port)
+    proxy, place = proxy_for(host), join(host, port)
     if proxy and not proxy.host:
         return f"{proxy.variable} is no http://HOST:PORT (in a login, / ? # @ are %2F %3F %23 %40)"
     if proxy:
-        found = _try_proxy(proxy, place)
-        return f"the proxy {_join(proxy.host, proxy.port)} {found}; no_grpc_proxy={host} goes without it"
+        found = try_proxy(proxy, place)
+        return f"the proxy {join(proxy.host, proxy.port)} {found}; no_grpc_proxy={host} goes without it"
     try:
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except (socket.gaierror, UnicodeError):
-        return f"no host named {host} is known here; check --server{_passed_over(host)}"
+        return f"no host named {host} is known here; check --server{passed_over(host)}"
     except TimeoutError:
-        return f"no answer from {place}; a firewall may be in the way{_passed_over(host)}"
+        return f"no answer from {place}; a firewall may be in the way{passed_over(host)}"
     except OSError as error:
         if not isinstance(error, ConnectionRefusedError):
-            return f"no way to {place} ({error.strerror}){_passed_over(host)}"
+            return f"no way to {place} ({error.strerror}){passed_over(host)}"
     return f"no server at {place}"
-
-
-def proxy_for(host: str) -> Proxy | None:
-    """The proxy that gRPC takes for this host, if any; by the variables that it reads, in its order."""
-    variable = _proxy_variable()
-    address = os.environ.get(variable, "").rstrip()
-    if not re.match("http://[^/?#]", address, re.IGNORECASE) or _is_exempt(host):
-        return None
-    try:
-        url = urlsplit(address)
-        login, at, _ = url.netloc.rpartition("@")
-        if "@" in address and not at:  # a password with / ? or # in it: what seems the host is a part of the login
-            return Proxy(variable, "", 0, "")
-        return Proxy(variable, url.hostname or "", PROXY_PORT if url.port is None else url.port, login)
-    except ValueError:  # no number for a port, or half a bracket
-        return Proxy(variable, "", 0, "")
-
-
-def _proxy_variable() -> str:
-    """The one that gRPC goes by: the first that is set, be it empty, which means no proxy."""
-    return next((name for name in PROXIES if name in os.environ), "")
-
-
-def _is_exempt(host: str) -> bool:
-    """Whether gRPC goes to this host without a proxy: by its name, a domain that it is in, or a network."""
-    exempt = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC's own names)
-    for entry in exempt.split(","):
-        name = entry.strip().lower().removeprefix(".")
-        if name and f".{host.lower()}".endswith(f".{name}"):
-            return True
-        with suppress(ValueError):  # either of them is a name
-            if "/" in name and ip_address(host) in ip_network(name, strict=False):
-                return True
-    return False
-
-
-def _passed_over(host: str) -> str:
-    """A hint at a proxy that other programs would take, and gRPC doesn't."""
-    variable = _proxy_variable()
-    if _is_exempt(host):
-        return ""
-    if os.environ.get(variable):
-        return f"; {variable} is passed over, for it does not begin with http://"
-    other = next((name for name in PROXIES if name.upper() in os.environ), "")
-    return f"; gRPC reads {other}, not {other.upper()}" if other and not variable else ""
-
-
-def _try_proxy(proxy: Proxy, place: str) -> str:
-    """What the proxy makes of a connection to the server."""
-    pair = base64.b64encode(unquote_to_bytes(os.fsencode(proxy.login))).decode()
-    login = f"Proxy-Authorization: Basic {pair}\r\n" if pair else ""
-    answer = b""
-    try:
-        with (
-            socket.create_connection((proxy.host, proxy.port), timeout=PROBE_SECONDS) as line,
-            suppress(ConnectionError),  # it may hang up on us
-            line.makefile("rb") as answers,
-        ):
-            line.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{login}\r\n".encode())
-            answer = answers.readline(64)
-    except TimeoutError:
-        return "gives no answer"
-    except (OSError, UnicodeError):
-        return "can't be reached"
-    found = re.match(rb"HTTP/\S+ +(\d{3})\b", answer)
-    if not found:
-        return "is no HTTP proxy by its answer" if answer else "hangs up without an answer"
-    status = found[1].decode()
-    if status == "407" and login:
-        return "does not take the login in its address"
-    if status == "407":
-        return "wants a login; put it into the proxy's address: http://USER:PASSWORD@HOST:PORT"
-    if status.startswith("2"):
-        return f"reaches {place}, where the connection breaks off; TLS must be on at both ends or at neither"
-    if status.startswith("4") and status != "404":
-        return f"refuses connections to {place} (it answers {status})"
-    return f"finds no server at {place} (it answers {status})"
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
