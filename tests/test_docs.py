@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from federation import config
 from federation.aggregation.validation import validate_evaluate
 from federation.client import options
-from federation.client.session import numbers
+from federation.client.disclosure import numbers
 from federation.console import Parser
 from federation.results import report
 from federation.results.history import RoundRecord

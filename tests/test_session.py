@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 from federation.client import node_app
 from federation.client import session as module
+from federation.client.disclosure import host_name
 from federation.client.node_app import Node, make_app, read_assignment
-from federation.client.session import Session, host_name
+from federation.client.session import Session
 from federation.config import Recipe
 from federation.console import PublicError
 from federation.protocol import Assignment, proof, read_hello, read_summary

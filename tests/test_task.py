@@ -8,7 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from federation import model_file
-from federation.client.session import summarise
+from federation.client.disclosure import summarise
 from federation.config import ACCURACY, Metric, Recipe
 from federation.console import PublicError
 from federation.protocol import Assignment

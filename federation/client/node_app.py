@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from federation.client.session import Session, host_name, summarise
+from federation.client.disclosure import host_name, summarise
+from federation.client.session import Session
 from federation.config import Recipe
 from federation.console import PublicError, clean
 from federation.protocol import Assignment

@@ -2,8 +2,6 @@
 
 import dataclasses
 import gc
-import hashlib
-import hmac
 import json
 import secrets
 import time
@@ -11,11 +9,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from federation.client.disclosure import code_failed, host_name, numbers, summarise
+from federation.client.transfer import Transfer
 from federation.compression import pack, travels_as, unpack
 from federation.config import Recipe
-from federation.console import PublicError, clean, fail, say
-from federation.pieces import Assembly, cut
-from federation.process import machine_id
+from federation.console import clean, fail, say
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, proof
 
 import numpy as np
@@ -64,8 +62,7 @@ class Session(NumPyClient):
         self.assignment: Assignment | None = None
         self.client: Any = None
         self.metrics: dict[str, float] = {}  # of the newest global model, on this client's test examples
-        self._assembly: Assembly | None = None  # of a large model that is coming in
-        self._kept: dict[str, list[np.ndarray]] = {}  # that the server fetches in pieces
+        self._transfer = Transfer()
         self.close_reason: CloseReason | None = None
         self.failure: str | None = None
         self.waiting = ""  # the server's words on the waiting list, if we are on it
@@ -99,7 +96,8 @@ class Session(NumPyClient):
         say(f"{title(config)}: trained on {examples:,} examples in {seconds:.1f} s{losses}")
         packed = pack(weights, self._recipe.compress)
         if "in_pieces" in config:
-            self._kept, packed = {"update": packed}, []
+            self._transfer.keep("update", packed)
+            packed = []
         return packed, examples, numbers(metrics)
 
     def _evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
@@ -121,11 +119,8 @@ class Session(NumPyClient):
 
     def _unpacked(self, parameters: list[np.ndarray], config: dict) -> list[np.ndarray]:
         if "in_pieces" in config:
-            if self._assembly is None or self._assembly.filled < self._assembly.size:
-                raise PublicError("the model has not come whole")
             # Into the network at once, so that what came in takes no room while it trains.
-            self.client.set_parameters(unpack(self._assembly.arrays, self._views()))
-            self._assembly = None
+            self.client.set_parameters(unpack(self._transfer.take(), self._views()))
             return self._views()
         if self._recipe.compress == "none":
             return parameters
@@ -184,30 +179,25 @@ class Session(NumPyClient):
     def _store(self, config: dict) -> dict:
         """A piece of a large model that is about to be trained or evaluated."""
         try:
-            if config["start"] == 0:
-                self._kept, compress = {}, self._recipe.compress
-                like = [(array.shape, travels_as(array.dtype, compress)) for array in self._views()]
-                self._assembly = Assembly(like)
-            assert self._assembly
-            self._assembly.add(config["start"], config["content"])
+            self._transfer.store(config["start"], config["content"], self._like)
             return {}
+        except Exception as error:
+            return self._fail(error)
+
+    def _fetch(self, config: dict) -> dict:
+        """A piece of the last update, of the untrained model, or of its frozen arrays."""
+        try:
+            what, start, stop = config["what"], config["start"], config["stop"]
+            words = {"frozen": True} if what == "frozen" else {"packed": True, "in_pieces": True}
+            return {"content": self._transfer.fetch(what, start, stop, lambda: self._weights(words))}
         except Exception as error:
             return self._fail(error)
 
     def _views(self) -> list[np.ndarray]:
         return self.client.get_parameters({"in_pieces": True})
 
-    def _fetch(self, config: dict) -> dict:
-        """A piece of the last update, of the untrained model, or of its frozen arrays."""
-        try:
-            what = config["what"]
-            if what not in self._kept:
-                self._kept = {
-                    what: self._weights({"frozen": True} if what == "frozen" else {"packed": True, "in_pieces": True})
-                }
-            return {"content": cut(self._kept[what], config["start"], config["stop"])}
-        except Exception as error:
-            return self._fail(error)
+    def _like(self) -> list[tuple[tuple[int, ...], np.dtype]]:
+        return [(array.shape, travels_as(array.dtype, self._recipe.compress)) for array in self._views()]
 
     def _take_close_reason(self, config: dict) -> dict:
         self.close_reason = CloseReason(config["kind"], clean(config["words"]), config["code"])
@@ -248,33 +238,3 @@ def title(config: dict) -> str:
     if "version" in config:
         return f"training {config['server_round']}, from version {config['version']}"
     return f"round {config['server_round']}"
-
-
-def code_failed(error: Exception) -> str:
-    """Of an exception of anybody's code only the kind, and that only where Python gave it its name."""
-    kind = f" ({type(error).__name__})" if type(error).__module__ == "builtins" else ""
-    return f"its own code failed{kind}"
-
-
-def numbers(metrics: dict) -> dict[str, float]:
-    """Of a client's metrics what may leave it: texts may hold anything."""
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def summarise(client: Learner) -> dict:
-    """What the server gets to know of a client's data; see protocol.DataSummary."""
-    numbers = {"train_examples": client.num_train, "test_examples": client.num_test}
-    lists = {"statistics": client.buffer_positions, "class_counts": getattr(client, "class_counts", [])}
-    lists["input_shape"] = getattr(client, "input_shape", [])
-    lists["data_sizes"] = getattr(client, "data_sizes", [])
-    numbers["model_bytes"] = sum(array.nbytes for array in client.get_parameters({"in_pieces": True}))
-    told = {**numbers, **{name: json.dumps(values) for name, values in lists.items()}}
-    return {**told, "task": client.task_summary.to_json()} if hasattr(client, "task_summary") else told
-
-
-def host_name(salt: str) -> str:
-    """The same for all clients on a machine in one run; HMAC-SHA256 under the server's salt for the run.
-
-    Of something random, not of the MAC address: that could be found again by trying all.
-    """
-    return hmac.new(salt.encode(), machine_id(), hashlib.sha256).hexdigest()[:16]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from federation.client.session import summarise
+from federation.client.disclosure import summarise
 from federation.client.summary import about
 from federation.config import Recipe
 from federation.protocol import Assignment, as_stored, read_summary
