@@ -5,7 +5,6 @@ from federation.client.options import parse_args
 ARGS = parse_args(__doc__) if __name__ == "__main__" else None  # before torch: --help and wrong use answer at once
 
 import functools
-import json
 
 from federation.client.compute import find_device, share_cores
 from federation.client.connection import take_part
@@ -14,7 +13,8 @@ from federation.client.session import Session, title
 from federation.client.summary import about, class_counts, introduce, show_final_model, summarise_task
 from federation.console import fail
 from federation.process import end_on_sigterm, exit_now, keep_memory
-from federation.protocol import Assignment, load_secret
+from federation.protocol import Assignment
+from federation.security.secret import load_secret
 from federation.security.tls import read_authority
 from federation.task import saved_model, weights
 from federation.task.task import DataError, Task, TaskError, open_task
@@ -40,7 +40,7 @@ class TaskClient(NumPyClient):
         self.network = weights.keep_frozen(task.build(self.schema, self.recipe)).to(device)
         self.buffer_positions = weights.buffer_positions(self.network)
         if assignment.statistics:
-            self.scale(json.loads(assignment.statistics))
+            self.scale(assignment.statistics)
         self.task_summary, self.class_counts = summarise_task(self), class_counts(self)
 
     # Read when first needed: Flower's engines make a client anew for every message, and few need both.

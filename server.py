@@ -6,10 +6,10 @@ from federation.aggregation.strategy import STRATEGIES
 from federation.console import say
 from federation.net import check_port, keep_server_connections
 from federation.process import allow_many_connections, exit_now, give_memory_back
-from federation.protocol import load_secret
 from federation.results.observers import open_observers
 from federation.results.report import finish
 from federation.results.run_folder import open_run, recorder
+from federation.security.secret import load_secret
 from federation.security.tls import read_server_files
 from federation.server import engine_app
 from federation.server.admission import Admission

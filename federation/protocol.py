@@ -11,18 +11,14 @@ Anyone can connect and say anything: the readers raise ValueError, TypeError or 
 """
 
 import dataclasses
-import hashlib
-import hmac
 import json
 import math
-import os
 import unicodedata
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from federation.config import METRIC_NAME, OF_TASK, Metric, Recipe
-from federation.console import clean, command_line, fail, read_text, say
+from federation.console import clean
 
 PROTOCOL = 1
 RETRY_SECONDS = 3  # how soon a client on the waiting list asks again
@@ -51,7 +47,12 @@ class Assignment:
     num_partitions: int
     recipe: Recipe
     classes: tuple[str, ...] = ()  # of the federation, where they are others than the client's own
-    statistics: str = ""  # of columns over all clients, as JSON, where they are agreed on already
+    statistics_json: str = ""  # of columns over all clients, where they are agreed on already
+
+    @property
+    def statistics(self) -> dict[str, list[float]]:
+        """By column, as aggregation/column_statistics.py has them; kept as text, as an assignment is hashed."""
+        return json.loads(self.statistics_json or "{}")
 
 
 @dataclass(frozen=True)
@@ -163,30 +164,6 @@ def read_summary(answer: dict) -> DataSummary:
     task = TaskSummary.from_json(answer["task"]) if "task" in answer else None
     model_bytes = _integer(answer.get("model_bytes", 0))
     return DataSummary(train, test, positions, counts, shape, model_bytes, sizes, task)
-
-
-def proof(secret: bytes, nonce: str) -> str:
-    """HMAC-SHA256 (RFC 2104) of the server's nonce under the shared secret, as hex."""
-    return hmac.new(secret, b"federation join " + nonce.encode(), hashlib.sha256).hexdigest()
-
-
-def load_secret(path: str | None) -> bytes | None:
-    """The shared secret from a file, or FEDERATION_SECRET, or None. Exits with 2 and one line if it is unusable."""
-    if path is None:
-        source, text = "FEDERATION_SECRET", os.environ.get("FEDERATION_SECRET")
-        if text is None:
-            return None
-    else:
-        source = path
-        try:
-            text = read_text(Path(path).read_bytes())
-        except (OSError, UnicodeDecodeError) as error:
-            fail(f"--secret-file {path} can't be read ({getattr(error, 'strerror', None) or 'it is not text'})", 2)
-        if os.name == "posix" and Path(path).stat().st_mode & 0o077:
-            say(f"warning: others on this machine may read {path}; forbid it: {command_line('chmod', '600', path)}")
-    if not text.strip():
-        fail(f"the shared secret in {source} is empty; write one with `openssl rand -hex 32`", 2)
-    return unicodedata.normalize("NFC", text).strip().encode()
 
 
 def _text(value: object, least: int, most: int) -> str:

@@ -7,7 +7,8 @@ import threading
 from types import SimpleNamespace
 
 from federation.config import Recipe
-from federation.protocol import DataSummary, proof
+from federation.protocol import DataSummary
+from federation.security.secret import proof
 from federation.server import admission, engine_app
 from federation.server.client_manager import Participant, Refused, different_classes
 from federation.server.dispatch import RunFailed

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from federation import config
+from federation import config, setting
 from federation.aggregation.validation import validate_evaluate
 from federation.client import options
 from federation.client.disclosure import numbers
@@ -348,10 +348,10 @@ def test_the_metric_of_the_example_reaches_the_server_beside_the_metrics_that_we
 
 def test_the_setting_of_the_example_has_a_flag_a_default_and_a_check():
     (line,) = re.findall(r"^(\w+: float = setting\(.*?\))  #", PAGES["docs/own-data.md"], re.M)
-    scope = {**vars(config), "dataclass": dataclass}
+    scope = {**vars(config), **vars(setting), "dataclass": dataclass}
     exec(f"@dataclass(frozen=True)\nclass Longer(Settings):\n    {line}\n", scope)
     parser = Parser(None)
-    config.add_flags(parser, [scope["Longer"]])
+    setting.add_flags(parser, [scope["Longer"]])
     assert parser.parse_args(["--weight-decay", "0.1"]).weight_decay == 0.1
     assert scope["Longer"]().weight_decay == 5e-4
     with pytest.raises(ValueError, match="--weight-decay must be at least 0"):

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from federation.client.node_app import Node, find_node_device
-from federation.config import Recipe, flag
+from federation.config import Recipe
 from federation.console import PublicError
 from federation.server.engine_app import NodeAdmission, read_run_config
 from federation.server.options import build_parser
 from federation.server.settings import ServerSettings
+from federation.setting import flag
 
 import pytest
 from flwr.app import Context, RecordDict

@@ -14,7 +14,8 @@ from federation.client.node_app import Node, make_app, read_assignment
 from federation.client.session import Session
 from federation.config import Recipe
 from federation.console import PublicError
-from federation.protocol import Assignment, proof, read_hello, read_summary
+from federation.protocol import Assignment, read_hello, read_summary
+from federation.security.secret import proof
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ def test_of_its_columns_a_client_tells_sums_and_takes_in_the_statistics_of_all()
     assert columns_of(session, means='{"age": 1.5}') == {"age": [10, 3.5]}
     assert columns_of(session, statistics='{"age": [20, 1.5, 0.5]}') == {}
     assert taken == [{"age": [20, 1.5, 0.5]}]
-    assert session.assignment.statistics == '{"age": [20, 1.5, 0.5]}'
+    assert session.assignment.statistics == {"age": [20, 1.5, 0.5]}
 
 
 def test_a_client_that_comes_back_with_the_statistics_it_has_does_not_read_its_data_again(capsys):
@@ -174,7 +175,7 @@ def test_a_client_that_comes_back_with_the_statistics_it_has_does_not_read_its_d
     session.get_properties({**PLACE, "columns": '{"age": [20, 1.5, 0.5]}'})
     assert session.client is first
     session.get_properties({**PLACE, "columns": '{"age": [30, 1.5, 0.5]}'})
-    assert session.client.assignment.statistics == '{"age": [30, 1.5, 0.5]}'
+    assert session.client.assignment.statistics == {"age": [30, 1.5, 0.5]}
 
 
 def test_columns_that_cant_be_summed_are_told_by_their_kind_alone(capsys):

@@ -14,7 +14,8 @@ from federation.client.transfer import Transfer
 from federation.compression import pack, travels_as, unpack
 from federation.config import Recipe
 from federation.console import clean, fail, say
-from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, proof
+from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason
+from federation.security.secret import proof
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -169,9 +170,10 @@ class Session(NumPyClient):
                 return {
                     "columns": json.dumps(one.task.column_sums(one.dataset, one.train_rows, one.recipe.seed, means))
                 }
-            self.client.scale(json.loads(config["statistics"]))
             assert self.assignment
-            self.assignment = dataclasses.replace(self.assignment, statistics=config["statistics"])
+            assignment = dataclasses.replace(self.assignment, statistics_json=config["statistics"])
+            self.client.scale(assignment.statistics)
+            self.assignment = assignment
             return {}
         except Exception as error:
             return self._fail(error)

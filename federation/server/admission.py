@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from federation.config import Recipe
 from federation.console import clean
-from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, proof, read_hello, read_summary
+from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, read_hello, read_summary
+from federation.security.secret import proof
 from federation.server.client_manager import ClientManager, Participant, Refused
 from federation.server.grpc_server import GrpcBridgeClosed
 

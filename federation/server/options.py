@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from federation.config import RUN, Recipe, Settings, add_flags, flag
+from federation.config import RUN, Recipe
 from federation.console import Parser
 from federation.net import is_loopback, parse_address
 from federation.results.run_folder import RunFolder
 from federation.server.settings import ServerSettings
+from federation.setting import Settings, add_flags, flag
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 JOIN = "who may join"

@@ -1,11 +1,12 @@
-"""The settings that the server keeps to itself; config.py says how a setting is written."""
+"""The settings that the server keeps to itself; federation/setting.py says how a setting is written."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from federation.aggregation.strategy import STRATEGIES, unsupported
-from federation.config import RUN, Settings, flag, setting
+from federation.config import RUN
+from federation.setting import Settings, flag, setting
 
 AGGREGATION = "aggregation"
 ASYNC = "--mode async, where N rounds mean N x clients updates"

@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from federation.client.connection import take_part
 from federation.client.session import Session
 from federation.console import say
-from federation.protocol import Assignment, load_secret
+from federation.protocol import Assignment
+from federation.security.secret import load_secret
 from federation.security.tls import read_authority
 
 import numpy as np
