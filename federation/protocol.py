@@ -70,6 +70,12 @@ class TaskSummary:
     schema: dict  # of its data, such as the names of columns; the classes are told in hello
     columns: list[str]  # whose means and variances are agreed on before round 1
 
+    def describe(self) -> str:
+        """What is trained, and how, in a line."""
+        told = {**self.recipe, **self.recipe["own"]}
+        told = {name: clean(value, 40) for name, value in told.items() if name != "own"}
+        return ", ".join([f"task {self.name}", *(f"{name.replace('_', ' ')} {value}" for name, value in told.items())])
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

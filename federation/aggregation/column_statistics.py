@@ -5,13 +5,40 @@ count and sum of each column, then, around the mean of all, the sum of the squar
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import fsum, sqrt
+from typing import Any
 
 from federation.config import FEWEST_VALUES
+from federation.console import clean
 from federation.protocol import LARGEST
 
 Sums = dict[str, tuple[int, float]]  # by column: how many values, and a sum over them
+
+
+def agree(
+    ask: Callable[[dict], list[tuple[Any, dict]]], drop: Callable[[Any, str], None], columns: Sequence[str]
+) -> dict[str, list[float]] | None:
+    """The statistics of these columns over all clients; None where nobody could tell of them.
+
+    ask: a question to all participants, as in protocol.py; drop: what becomes of one whose answer makes no sense.
+    """
+    totals = _told(ask, drop, {"ask": "columns"}, columns)
+    if not totals:
+        return None
+    found = means(totals)
+    squares = _told(ask, drop, {"ask": "columns", "means": json.dumps(found)}, columns)
+    return statistics(found, squares) if squares else None
+
+
+def _told(ask: Callable, drop: Callable, question: dict, columns: Sequence[str]) -> list[Sums]:
+    told = []
+    for participant, answer in ask(question):
+        try:
+            told.append(read_sums(answer, columns, participant.train_examples, "means" in question))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            drop(participant, clean(answer.get("error", "what it tells of its columns makes no sense")))
+    return told
 
 
 def read_sums(answer: dict, columns: Sequence[str], examples: int, squares: bool = False) -> Sums:

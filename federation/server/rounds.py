@@ -14,7 +14,7 @@ from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy
 from federation.compression import TooLarge, as_sent, num_bytes
 from federation.console import clean, command_line, say
-from federation.protocol import BEGINS, TaskSummary, as_stored, from_stored, presence
+from federation.protocol import BEGINS, as_stored, from_stored, presence
 from federation.results.history import COSINE, STEP_SIZE, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
@@ -71,15 +71,6 @@ def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> Ro
         main: {str(score.partition): score.metrics[main] for score in evaluation.scores if main in score.metrics}
     }
     return record
-
-
-def describe_task(task: TaskSummary | None) -> str:
-    """What is trained, and how, as the clients say it; those of version 1.0.0 don't."""
-    if task is None:
-        return ""
-    told = {**task.recipe, **task.recipe["own"]}
-    values = ", ".join(f"{name.replace('_', ' ')} {clean(value, 40)}" for name, value in told.items() if name != "own")
-    return f": task {task.name}, {values}"
 
 
 def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
@@ -179,8 +170,9 @@ class FederatedServer(Server):
         counts = {str(one.partition): one.class_counts for one in self.clients.ready() if one.class_counts}
         assert self.clients.agreed  # by all who are there
         self.history.config.update(classes=self.clients.classes, class_counts=counts, **as_stored(self.clients.agreed))
-        say(f"{BEGINS}{describe_task(self.clients.task)}")
-        self._agree_on_columns()
+        say(f"{BEGINS}: {self.clients.task.describe()}" if self.clients.task else BEGINS)
+        if self.clients.task and self.clients.task.columns and not self.clients.statistics:
+            self._agree_on_columns(self.clients.task.columns)
         self.observers.begin(self.history)
         if self.checkpoint is None:
             self._begin(self._initial_weights())
@@ -193,35 +185,16 @@ class FederatedServer(Server):
             raise RunFailed(f"{what}; begin a new run", resumable=False)
         self._save_model()
 
-    def _agree_on_columns(self) -> None:
+    def _agree_on_columns(self, columns: list[str]) -> None:
         """Mean and spread of each column over all clients, for a task that scales its data by them."""
-        task = self.clients.task
-        if task is None or not task.columns or self.clients.statistics:
-            return
-        totals = self._column_sums({"ask": "columns"}, task.columns)
-        means = column_statistics.means(totals)
-        squares = self._column_sums({"ask": "columns", "means": json.dumps(means)}, task.columns)
-        self.clients.statistics = column_statistics.statistics(means, squares)
-        self.history.config["columns"] = self.clients.statistics
-        for participant, answer in self.dispatcher.ask(
-            {"ask": "columns", "statistics": json.dumps(self.clients.statistics)}
-        ):
+        statistics = column_statistics.agree(self.dispatcher.ask, self.clients.drop, columns)
+        if statistics is None:
+            raise RunFailed("no client could tell of its columns; look at what the clients print")
+        self.clients.statistics = self.history.config["columns"] = statistics
+        for participant, answer in self.dispatcher.ask({"ask": "columns", "statistics": json.dumps(statistics)}):
             if "error" in answer:  # it would train on numbers of another scale than the others'
                 self.clients.drop(participant, clean(answer["error"]))
-        say(f"the clients scale {len(self.clients.statistics)} of {len(task.columns)} columns alike")
-
-    def _column_sums(self, question: dict, columns: list[str]) -> list[column_statistics.Sums]:
-        told = []
-        for participant, answer in self.dispatcher.ask(question):
-            try:
-                squares = "means" in question
-                told.append(column_statistics.read_sums(answer, columns, participant.train_examples, squares))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                words = answer.get("error", "what it tells of its columns makes no sense")
-                self.clients.drop(participant, clean(words))
-        if not told:
-            raise RunFailed("no client could tell of its columns; look at what the clients print")
-        return told
+        say(f"the clients scale {len(statistics)} of {len(columns)} columns alike")
 
     def _initial_weights(self) -> list[np.ndarray]:
         """Of --initial-weights, or of the first client; frozen arrays are kept for the final model."""
