@@ -3,13 +3,16 @@
 import copy
 import math
 
+from federation.config import Recipe
+from federation.console import PublicError
 from federation.task.task import open_task
 from federation.task.weights import buffer_positions, get_weights, set_weights
 
 import numpy as np
 import pytest
 import torch
-from helpers.tasks import build, recipe
+from helpers.processes import ROOT
+from helpers.tasks import build, other_tasks, recipe, write_task  # noqa: F401 (a fixture)
 from torch import nn
 
 import model
@@ -338,3 +341,24 @@ def test_probabilities_sum_to_1(network):
     probabilities = np.asarray(model.predict(network, examples(7)))
     assert (probabilities >= 0).all()
     assert probabilities.sum(1) == pytest.approx(np.ones(7), abs=1e-5)
+
+
+# Images of another size
+
+
+@pytest.mark.usefixtures("other_tasks")
+def test_the_size_of_images_stands_in_one_place_and_all_else_follows_or_says_that_it_cant(tmp_path):
+    larger = (ROOT / "data.py").read_text().replace("SIDE = 32", "SIDE = 48")
+    task = write_task(tmp_path / "larger", larger, (ROOT / "model.py").read_text())
+    dataset = task.open_dataset("synthetic")
+    schema, told = task.schema(dataset), task.complete(Recipe(batch_size=4))
+    assert schema["input_shape"] == [3, 48, 48]
+    examples = task.load(dataset, "train", np.arange(8), 0)
+    assert examples[0].shape == (8, 3, 48, 48)
+    assert examples[0][:, :, 32:].float().std() > 20, "shapes are drawn over the whole of it"
+    network = task.build(schema, told)
+    assert task.train_round(network, examples, told, told.part(0, 1)).keys() == {"train_loss"}
+    with pytest.raises(
+        PublicError, match=r"^lenet takes 32x32 images, data.py makes \[3, 48, 48\]; set SIDE, or use cnn$"
+    ):
+        task.build(schema, task.complete(Recipe(model="lenet")))
