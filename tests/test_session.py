@@ -219,6 +219,12 @@ def test_compressed_weights_are_unpacked_for_the_client_and_packed_for_the_way()
     assert session.client.given[0].tolist() == [0.5, float(np.float16(1 / 3))]
 
 
+def test_the_untrained_model_too_travels_compressed_where_the_server_knows_its_dtypes():
+    session = admitted(Recipe(compress="fp16"))
+    assert [array.dtype for array in session.get_parameters({"packed": True})] == [np.float16, np.int64]
+    assert [array.dtype for array in session.get_parameters({})] == [np.float32, np.int64]  # for servers of 1.0.0
+
+
 # What fails
 
 
