@@ -7,7 +7,9 @@ import pytest
 from helpers.processes import CLEAN, ROOT
 
 FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "steps", "wire")} | {
-    "scale": "--clients"
+    "scale": "--clients",
+    "memory": "--sizes",
+    "examples": "--seeds",
 }
 
 
