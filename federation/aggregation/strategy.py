@@ -49,6 +49,7 @@ STATE: dict[type[FedAvg], tuple[str, ...]] = {
 BY_NUMBER = (FedAvg, FedMedian, FedTrimmedAvg)
 PIECE = 16_384  # numbers
 Weighted = tuple[list[Any], int]  # arrays, number of examples
+Step = Callable[[int, tuple[int, int], list[Weighted]], list[np.ndarray]]
 
 
 class CheckedStrategy:
@@ -78,6 +79,8 @@ class CheckedStrategy:
         kept = averaged | self.constant
         self.trained = [i for i, array in enumerate(weights) if array.dtype.kind == "f" and i not in kept]
         self.flower = make(settings, ndarrays_to_parameters([weights[i] for i in self.trained]))
+        self.flower.initial_parameters = None  # a copy of the model, which is in `start`, or FedAdam's own
+        self._go_on_from(weights)
 
     def aggregate(self, weights: list[np.ndarray], updates: list[Update]) -> list[np.ndarray]:
         """The next global weights, as they will be sent; without any update, the same.
@@ -121,10 +124,28 @@ class CheckedStrategy:
         if isinstance(self.flower, Krum):
             return self._by_krum(updates)
         if type(self.flower) in BY_NUMBER:
-            return self._in_blocks(self.flower, updates)
-        # The server's optimisers need the mean only, which is theirs to the bit: FedAvg's, as they have it inside.
-        mean = self._in_blocks(FedAvg(inplace=self._inplace, fit_metrics_aggregation_fn=_no_metrics), updates)
-        return self._ask_flower(self.flower, [(mean, 1)])
+            (new,) = self._in_blocks(updates, lambda k, place, pairs: self._ask_flower(self.flower, pairs))
+            return new
+        return self._by_optimiser(updates)
+
+    def _by_optimiser(self, updates: list[Weighted]) -> list[np.ndarray]:
+        """The server's optimisers need the mean only, to the bit as they work it out, and their own state's numbers."""
+        # Flower's FedAvgM multiplies by examples first, its FedAdam by each client's part of them.
+        averaging = FedAvg(inplace=not isinstance(self.flower, FedAvgM), fit_metrics_aggregation_fn=_no_metrics)
+        old = {name: getattr(self.flower, name) for name in self.state_names}
+
+        def step(k: int, place: tuple[int, int], pairs: list[Weighted]) -> list[np.ndarray]:
+            for name, arrays in old.items():
+                setattr(self.flower, name, [block(arrays[k], *place)] if arrays else None)
+            if isinstance(self.flower, FedAvgM):
+                self.flower.initial_parameters = ndarrays_to_parameters([block(self.start[k], *place)])
+            new = self._ask_flower(self.flower, [(self._ask_flower(averaging, pairs), 1)])
+            return new + [arrays[0] for name in old if (arrays := getattr(self.flower, name))]
+
+        new, *state = self._in_blocks(updates, step)
+        for name, arrays in zip(old, state, strict=False):  # without momentum FedAvgM has none
+            setattr(self.flower, name, arrays)
+        return new
 
     def _by_krum(self, updates: list[Weighted]) -> list[np.ndarray]:
         """Krum compares whole updates. Of stored ones it is shown points at the same distances from each other."""
@@ -135,23 +156,15 @@ class CheckedStrategy:
         best = next(k for k, point in enumerate(points) if np.array_equal(point, chosen))
         return [np.asarray(updates[best][0][i]) for i in self.trained]
 
-    @property
-    def _inplace(self) -> bool:
-        """Flower's FedAvgM multiplies by examples first, its FedAdam by each client's part of them."""
-        return not isinstance(self.flower, FedAvgM)
-
-    def _in_blocks(self, flower: FedAvg, updates: list[Weighted]) -> list[np.ndarray]:
-        new = []
-        for i in self.trained:
+    def _in_blocks(self, updates: list[Weighted], step: Step) -> list[list[np.ndarray]]:
+        """What step(which of `trained`, place, the updates' numbers there) gives, put together to whole arrays."""
+        made = []
+        for k, i in enumerate(self.trained):
             like = updates[0][0][i]
-            made = np.empty(like.size, like.dtype)
-            for start, stop in blocks(like.size, PIECE):
-                piece = self._ask_flower(flower, [([block(update[i], start, stop)], n) for update, n in updates])[0]
-                if not start and piece.dtype != made.dtype:
-                    made = made.astype(piece.dtype)
-                made[start:stop] = piece
-            new.append(made.reshape(like.shape))
-        return new
+            places = blocks(like.size, PIECE)
+            parts = [step(k, place, [([block(update[i], *place)], n) for update, n in updates]) for place in places]
+            made.append([np.concatenate(part).reshape(like.shape) for part in zip(*parts, strict=True)])
+        return [list(arrays) for arrays in zip(*made, strict=True)] or [[]]
 
     def _ask_flower(self, flower: FedAvg, updates: list[Weighted]) -> list[np.ndarray]:
         results: list[Any] = [(None, _fit_res(arrays, n)) for arrays, n in updates]  # no proxies: none is asked
@@ -162,8 +175,7 @@ class CheckedStrategy:
 
     def _go_on_from(self, weights: list[np.ndarray]) -> None:
         """Flower's momentum steps from the model that the clients get."""
-        if isinstance(self.flower, FedAvgM):
-            self.flower.initial_parameters = ndarrays_to_parameters([weights[i] for i in self.trained])
+        self.start = [weights[i] for i in self.trained]
 
 
 def unsupported(make: MakeStrategy, settings: Any) -> str:
