@@ -78,9 +78,9 @@ def main() -> None:
         "--seeds", type=int, default=20, metavar="N", help="of each, from 0 on; of xray three (default: 20)"
     )
     args = parser.parse_args()
-    print(f"{machine()}\n")
+    where, results = machine(), {}
+    print(f"{where}\n")
     torch.set_num_threads(1)
-    results = {}
     with tempfile.TemporaryDirectory() as folder:
         write = [sys.executable, "examples/tabular/data.py", folder]
         subprocess.run(write, cwd=ROOT, check=True, capture_output=True)
@@ -97,7 +97,7 @@ def main() -> None:
                     **value
                 )
                 print(f"{how}, seeds 0 to {len(runs) - 1}: {name} {words}", flush=True)
-    save("examples", results)
+    save("examples", {"machine": where, "examples": results})
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="MB", help="of the model")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, metavar="N")
     args = parser.parse_args()
-    print(f"{machine()}\n")
+    where = machine()
+    print(f"{where}\n")
     tiny = measure(0.1, min(args.clients))  # what programs and libraries take
     print(f"without a model to speak of: server {tiny['server_mb']:.0f} MB, a client {tiny['client_mb']:.0f} MB")
     runs = []
@@ -89,7 +90,7 @@ def main() -> None:
                 flush=True,
             )
     if (args.sizes, args.clients) == (SIZES, CLIENTS):
-        save("memory", {"tiny": tiny, "runs": runs})
+        save("memory", {"machine": where, "tiny": tiny, "runs": runs})
 
 
 if __name__ == "__main__":
