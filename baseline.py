@@ -4,7 +4,6 @@ import argparse
 import time
 from typing import Any
 
-from federation.client.compute import find_device
 from federation.client.options import add_device_flag
 from federation.config import LOSS, Recipe
 from federation.console import Parser, fail, say
@@ -12,6 +11,7 @@ from federation.process import num_cores, write_whole
 from federation.results.comparison import Baseline, Training, comparison, verdict
 from federation.results.history import History, RoundRecord
 from federation.results.tables import in_columns, remarks, score
+from federation.task.compute import find_device
 from federation.task.task import DataError, Task, TaskError
 from federation.task.weights import keep_frozen
 

@@ -6,17 +6,15 @@ ARGS = parse_args(__doc__) if __name__ == "__main__" else None  # before torch: 
 
 import functools
 
-from federation.client.compute import find_device, share_cores
-from federation.client.connection import take_part
 from federation.client.node_app import make_app
-from federation.client.session import Session, title
-from federation.client.summary import about, class_counts, introduce, show_final_model, summarise_task
+from federation.client.participation import take_part
+from federation.client.session import title
+from federation.client.summary import class_counts, introduce, summarise_task
 from federation.console import fail
 from federation.process import end_on_sigterm, exit_now, keep_memory
 from federation.protocol import Assignment
-from federation.security.secret import load_secret
-from federation.security.tls import read_authority
 from federation.task import saved_model, weights
+from federation.task.compute import find_device
 from federation.task.task import DataError, Task, TaskError, open_task
 
 import numpy as np
@@ -89,30 +87,21 @@ app = make_app(TaskClient)  # for `flwr run`; the rest is for `python client.py`
 def main(args) -> None:
     end_on_sigterm()
     keep_memory()
-    secret = load_secret(args.secret_file)  # before the data, which may take a while to come
-    certificates = read_authority(args.ca_certificate)
-    device = find_device(args.device)
-    task = open_task(args.task)
-    dataset = task.open_dataset(args.dataset or task.default_dataset, args.data_dir, args.skip_damaged)
 
-    def open_client(assignment: Assignment) -> TaskClient:
-        client = TaskClient(task, dataset, assignment, device)
-        client.train_set, client.test_set  # noqa: B018 (read now: the first round shall not wait for the disk)
-        introduce(client, assignment)
-        return client
+    def open_data():
+        device = find_device(args.device)
+        task = open_task(args.task)
+        dataset = task.open_dataset(args.dataset or task.default_dataset, args.data_dir, args.skip_damaged)
 
-    session = Session(
-        open_client,
-        task.schema(dataset).get("classes", []),
-        secret=secret,
-        wanted_partition=args.partition_id,
-        slowdown=args.slowdown,
-        share_cores=functools.partial(share_cores, args.threads),
-    )
-    take_part(session, args.server, wait=args.wait, root_certificates=certificates)
-    if args.save:
-        saved_model.save(args.save, session.client.network, about(session.client))
-    show_final_model(session, args.save)
+        def open_client(assignment: Assignment) -> TaskClient:
+            client = TaskClient(task, dataset, assignment, device)
+            client.train_set, client.test_set  # noqa: B018 (read now: the first round shall not wait for the disk)
+            introduce(client, assignment)
+            return client
+
+        return open_client, task.schema(dataset).get("classes", [])
+
+    take_part(args, open_data)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from federation.aggregation.means import mean_metrics
 from federation.aggregation.strategy import STRATEGIES, CheckedStrategy
 from federation.aggregation.validation import Score, Update
-from federation.client.compute import share_cores
 from federation.config import Recipe
 from federation.console import fail
 from federation.process import num_cores
 from federation.protocol import Assignment
 from federation.results.theme import LIGHT, Theme, canvas
 from federation.server.settings import ServerSettings
+from federation.task.compute import share_cores
 from federation.task.task import DataError, open_task
 
 import numpy as np

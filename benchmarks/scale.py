@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from federation import net
-from federation.client.connection import take_part
+from federation.client.connection import connect
 from federation.client.session import Session
 from federation.process import keep_memory, num_cores
 
@@ -72,7 +72,7 @@ def play(address: str, here: int, clients: int) -> None:
     keep_memory()  # as client.py does
     dataset = Few(clients)
     sessions = [OneAtATime(lambda assignment: Client(dataset, assignment), dataset.classes) for _ in range(here)]
-    threads = [threading.Thread(target=take_part, args=(each, address), kwargs={"wait": 60}) for each in sessions]
+    threads = [threading.Thread(target=connect, args=(each, address), kwargs={"wait": 60}) for each in sessions]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         for thread in threads:
             thread.start()

@@ -51,7 +51,7 @@ class Assignment:
 
     @property
     def statistics(self) -> dict[str, list[float]]:
-        """By column, as aggregation/column_statistics.py has them; kept as text, as an assignment is hashed."""
+        """By column, as participants/column_statistics.py has them; kept as text, as an assignment is hashed."""
         return json.loads(self.statistics_json or "{}")
 
 

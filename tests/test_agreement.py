@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 from federation import model_file
-from federation.aggregation.agreement import conflict, initial_conflict, remark
 from federation.config import ACCURACY, Metric, Recipe
+from federation.participants.agreement import conflict, initial_conflict, remark
 from federation.protocol import DataSummary, TaskSummary, as_stored, from_stored, read_summary
 
 import numpy as np

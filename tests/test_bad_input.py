@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 from federation.client import options as client_options
-from federation.client.compute import find_device
 from federation.config import Recipe
 from federation.results.history import History
 from federation.results.run_folder import RunFolder
 from federation.security.secret import load_secret
 from federation.server.options import parse_args
 from federation.server.settings import ServerSettings
+from federation.task.compute import find_device
 
 import pytest
 from helpers.processes import CLEAN, ROOT, free_port

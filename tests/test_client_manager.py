@@ -7,10 +7,10 @@ import threading
 from types import SimpleNamespace
 
 from federation.config import Recipe
+from federation.participants.client_manager import Participant, Refused, different_classes
 from federation.protocol import DataSummary
 from federation.security.secret import proof
 from federation.server import admission, engine_app
-from federation.server.client_manager import Participant, Refused, different_classes
 from federation.server.dispatch import RunFailed
 from federation.server.engine_app import EngineServer, NodeAdmission, components, read_run_config
 

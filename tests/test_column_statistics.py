@@ -5,8 +5,8 @@ import json
 from types import SimpleNamespace
 
 from federation import model_file
-from federation.aggregation.column_statistics import means, read_sums, statistics
 from federation.config import FEWEST_VALUES, Metric
+from federation.participants.column_statistics import means, read_sums, statistics
 from federation.protocol import TaskSummary
 
 import numpy as np

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 from federation.client import connection
-from federation.client.connection import take_part
+from federation.client.connection import connect
 from federation.client.proxy import PROXIES, proxy_for
 from federation.client.session import Session
 from federation.config import Recipe
@@ -172,7 +172,7 @@ def session(client: type = Client) -> Session:
 def ends(capsys, *, wait: float = 60, code: int = 1, client: type = Client, **options: object) -> str:
     """Take part until it ends with this code; the one line that it ends with."""
     with pytest.raises(SystemExit) as end:
-        take_part(session(client), ADDRESS, wait=wait, **options)
+        connect(session(client), ADDRESS, wait=wait, **options)
     assert end.value.code == code
     return capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]
 
@@ -184,7 +184,7 @@ def test_every_message_gets_its_answer_and_after_the_last_it_returns(serve, caps
     parameters = "get_parameters", flowers.compat.getparametersins_to_recorddict(GetParametersIns({}))
     server = serve([hello(), place(), parameters, evaluate(0), fit(1), evaluate(1), *FINISHED])
     one = session()
-    take_part(one, ADDRESS, wait=60)
+    connect(one, ADDRESS, wait=60)
     assert one.metrics == {"loss": 1.0, "accuracy": 0.5}
     assert len(server.answers) == 8
     assert server.properties(0)["instance"] == one.instance
@@ -198,7 +198,7 @@ def test_every_message_gets_its_answer_and_after_the_last_it_returns(serve, caps
 
 def test_with_an_authority_the_connection_is_tls(serve):
     server = serve(FINISHED)
-    take_part(session(), ADDRESS, wait=60, root_certificates=b"pem")
+    connect(session(), ADDRESS, wait=60, root_certificates=b"pem")
     assert server.opened == [(ADDRESS, False, b"pem")]
 
 
@@ -206,7 +206,7 @@ def test_a_server_on_this_machine_is_never_asked_through_a_proxy(serve, monkeypa
     serve(FINISHED)
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     assert proxy_for("127.0.0.1")
-    take_part(session(), ADDRESS, wait=60)
+    connect(session(), ADDRESS, wait=60)
     assert proxy_for("127.0.0.1") is None
 
 
@@ -215,7 +215,7 @@ def test_a_server_on_this_machine_is_never_asked_through_a_proxy(serve, monkeypa
 
 def test_it_waits_for_a_server_that_is_not_there_yet_and_says_so_once(serve, capsys):
     server = serve([AWAY], [AWAY], [AWAY], [hello(), *FINISHED])
-    take_part(session(), ADDRESS, wait=60)
+    connect(session(), ADDRESS, wait=60)
     assert server.slept == [1, 1, 1, 0]
     assert capsys.readouterr().out == "no server at 127.0.0.1:8080; asking again for 60 s\n"
 
@@ -236,7 +236,7 @@ def test_what_it_heard_begins_the_waiting_anew_and_connecting_alone_does_not(ser
 
 def test_a_connection_that_breaks_is_said_each_time_that_it_had_begun(serve, capsys):
     serve([hello(), CUT], [hello(), StopIteration()], [AWAY], FINISHED)
-    take_part(session(), ADDRESS, wait=60)
+    connect(session(), ADDRESS, wait=60)
     line = "the server at 127.0.0.1:8080 ended the connection; asking again for 60 s\n"
     assert capsys.readouterr().out == 2 * line
 
@@ -245,7 +245,7 @@ def test_on_the_waiting_list_it_asks_again_after_the_servers_seconds(serve, caps
     waits = [hello(), told("wait", "all 3 places are taken; you are number 1 on the waiting list"), reconnect(3)]
     server = serve(waits, waits, [hello(), place(), *FINISHED])
     one = session()
-    take_part(one, ADDRESS, wait=1)
+    connect(one, ADDRESS, wait=1)
     assert server.slept == [3, 3, 0]
     assert len(server.opened) == 3
     assert capsys.readouterr().out.count("asking again every 3 s") == 1
@@ -254,7 +254,7 @@ def test_on_the_waiting_list_it_asks_again_after_the_servers_seconds(serve, caps
 def test_a_server_that_was_stopped_is_waited_for_as_it_may_be_resumed(serve, capsys):
     stopped = [hello(), place(), told("stopped", "the server was stopped by SIGINT after round 2"), reconnect()]
     serve(stopped, [AWAY], [hello(), place(), *FINISHED])
-    take_part(session(), ADDRESS, wait=60)
+    connect(session(), ADDRESS, wait=60)
     said = capsys.readouterr().out
     assert said.count("asking again") == 1
     assert "the server was stopped by SIGINT after round 2; asking again for 60 s\n" in said
@@ -291,7 +291,7 @@ def test_a_message_larger_than_the_server_takes_is_named(serve, capsys):
 def test_a_server_with_too_many_connections_is_asked_again(serve, capsys):
     full = Broken(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
     serve([full], [full], FINISHED)
-    take_part(session(), ADDRESS, wait=60)
+    connect(session(), ADDRESS, wait=60)
     assert capsys.readouterr().out == "the server at 127.0.0.1:8080 has too many connections; asking again for 60 s\n"
     serve(*[[full]] * 12)
     assert ends(capsys, wait=10) == "the server at 127.0.0.1:8080 has too many connections; gave up after 10 s"
@@ -309,12 +309,12 @@ def test_tls_that_does_not_fit_is_named_and_not_waited_for(serve, monkeypatch, c
 def test_what_is_no_fault_of_the_connection_is_shown_whole(serve):
     serve([ValueError("Unsupported instruction in ServerMessage")])
     with pytest.raises(ValueError, match="Unsupported instruction"):
-        take_part(session(), ADDRESS, wait=60)
+        connect(session(), ADDRESS, wait=60)
 
 
 def test_of_what_threads_raise_only_a_closed_channel_is_passed_over(serve, monkeypatch):
     serve(FINISHED)
-    take_part(session(), ADDRESS, wait=60)
+    connect(session(), ADDRESS, wait=60)
     shown = []
     monkeypatch.setattr(threading, "__excepthook__", shown.append)
     for words in ("Channel closed!", "something else"):
@@ -602,7 +602,7 @@ def test_a_port_that_nobody_listens_at_is_said_by_a_real_connection(real, monkey
     monkeypatch.setattr(connection, "keep_client_connection", lambda: None)
     monkeypatch.setenv("no_grpc_proxy", "")
     with pytest.raises(SystemExit):
-        take_part(session(), f"127.0.0.1:{port}", wait=0)
+        connect(session(), f"127.0.0.1:{port}", wait=0)
     assert capsys.readouterr().err.endswith(f"error: no server at 127.0.0.1:{port} after 0 s{STARTED}\n")
 
 
@@ -627,7 +627,7 @@ def test_a_message_over_the_limit_of_a_real_server_is_named_to_each_that_sends_o
     try:
         for _ in range(2):
             with pytest.raises(SystemExit) as end:
-                take_part(session(), f"127.0.0.1:{port}", wait=60)
+                connect(session(), f"127.0.0.1:{port}", wait=60)
             assert end.value.code == 1
             line = capsys.readouterr().err
             assert "error: a message is larger than the server takes (" in line

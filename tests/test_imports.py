@@ -15,8 +15,11 @@ MAY_IMPORT = {
     "aggregation": {"shared", "aggregation"},
     "results": {"shared", "results"},
     "task": {"shared", "task"},
-    "client": {"shared", "security", "task", "client"},
-    "server": {"shared", "security", "aggregation", "results", "server"},
+    "privacy": {"shared", "security", "task", "privacy"},
+    "client": {"shared", "security", "task", "privacy", "client"},
+    "participants": {"shared", "security", "participants"},
+    "server": {"shared", "security", "aggregation", "results", "participants", "server"},
+    "operations": {"shared", "security", "results", "server", "operations"},
 }
 COMMANDS = {"federation.certificates", "federation.report"}  # names for `python -m`, of a function in a room
 PRIVATE = ("flwr.server.superlink", "flwr.proto", "flwr.supercore", "flwr.client.message_handler", "flwr.compat")
@@ -99,7 +102,7 @@ def test_the_imports_are_read(imports):
     assert {"federation.results.report", "federation.server.engine_app", "flwr.server.start_server"} <= imports[
         "server"
     ]
-    assert {"federation.client.compute", "torch"} <= {*imports["client"], *imports["federation.client.compute"]}
+    assert {"federation.task.compute", "torch"} <= {*imports["client"], *imports["federation.task.compute"]}
 
 
 RULES = {

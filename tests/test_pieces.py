@@ -16,9 +16,9 @@ from federation.aggregation.validation import BadUpdate, validate_fit
 from federation.client.session import Session
 from federation.compression import num_bytes, travels_as, unpack
 from federation.config import Recipe
+from federation.participants.client_manager import Participant
 from federation.pieces import PIECE, Assembly, InPieces, Store, StoredArray, StoreFull, block, blocks, cut
 from federation.server import grpc_server
-from federation.server.client_manager import Participant
 from federation.server.settings import ServerSettings
 
 import numpy as np

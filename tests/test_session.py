@@ -390,7 +390,7 @@ def test_an_app_opens_the_data_once_and_each_partition_once(monkeypatch):
     opened, made, shared = [], [], []
     compute = SimpleNamespace(find_device=lambda name: f"the {name}", share_cores=lambda *n: shared.append(n))
     task = SimpleNamespace(open_dataset=lambda name, folder: opened.append((name, folder)) or name)
-    monkeypatch.setitem(sys.modules, "federation.client.compute", compute)  # imports torch
+    monkeypatch.setitem(sys.modules, "federation.task.compute", compute)  # imports torch
     monkeypatch.setattr(node_app, "open_task", lambda: task)
     monkeypatch.setattr(node_app, "ClientApp", lambda client_fn: client_fn)
     node_app._open_data.cache_clear()

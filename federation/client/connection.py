@@ -29,7 +29,7 @@ except ImportError:
 from flwr.compat.client.grpc_client.connection import grpc_connection
 
 
-def take_part(session: Session, address: str, *, wait: float, root_certificates: bytes | None = None) -> None:
+def connect(session: Session, address: str, *, wait: float, root_certificates: bytes | None = None) -> None:
     """Take part until the run is done, asking again for `wait` seconds whenever the server is not there.
 
     Exits with one line when the run ends otherwise, the server stays away, or TLS on the two sides does not fit.

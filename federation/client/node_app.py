@@ -23,7 +23,7 @@ def make_app(client_class: Callable[..., Any]) -> ClientApp:
     """The ClientApp of a NumPyClient made of (task, dataset, assignment, device), on the project's own task."""
 
     def client_fn(context: Context) -> Client:
-        from federation.client.compute import share_cores  # torch, which only a node needs
+        from federation.task.compute import share_cores  # torch, which only a node needs
 
         where = {**context.run_config, **context.node_config}  # a node may have data and a device of its own
         data, device = (where["dataset"], where["data-dir"]), str(where.get("device") or "auto")
@@ -57,7 +57,7 @@ def _open_client(
 
 def find_node_device(wanted: str) -> str:
     """As a script's --device; but where it isn't there, the server is told so, and the node lives on."""
-    from federation.client.compute import find_device
+    from federation.task.compute import find_device
 
     try:
         return find_device(wanted)

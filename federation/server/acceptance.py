@@ -9,8 +9,8 @@ from federation.aggregation.strategy import CheckedStrategy
 from federation.aggregation.validation import BadUpdate, Score, Update, validate_evaluate, validate_fit
 from federation.aggregation.verdicts import Verdicts, Version
 from federation.console import say
+from federation.participants.client_manager import ClientManager, Participant
 from federation.results.history import History
-from federation.server.client_manager import ClientManager, Participant
 from federation.server.dispatch import Dispatcher
 from federation.server.settings import ServerSettings
 

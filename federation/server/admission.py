@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from federation.config import Recipe
 from federation.console import clean
+from federation.participants.client_manager import ClientManager, Participant, Refused
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, read_hello, read_summary
 from federation.security.secret import proof
-from federation.server.client_manager import ClientManager, Participant, Refused
 from federation.server.grpc_server import GrpcBridgeClosed
 
 from flwr.common import GetPropertiesIns, ReconnectIns

@@ -11,10 +11,10 @@ from federation.aggregation.validation import Score
 from federation.aggregation.verdicts import Verdicts, Version
 from federation.compression import num_bytes
 from federation.console import say
+from federation.participants.client_manager import Participant
 from federation.results.history import VersionRecord
 from federation.results.run_folder import Checkpoint
 from federation.server.acceptance import FEWEST_TO_COMPARE
-from federation.server.client_manager import Participant
 from federation.server.dispatch import SLICE, Request, RoundLost, RunFailed
 from federation.server.rounds import MAX_ATTEMPTS, FederatedServer, by_partition
 

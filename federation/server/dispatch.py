@@ -14,8 +14,8 @@ from federation import model_file, pieces
 from federation.aggregation.validation import BadUpdate, read_weights
 from federation.compression import TooLarge, as_sent, num_bytes, pack, travels_as
 from federation.console import say
+from federation.participants.client_manager import ClientManager, Participant
 from federation.protocol import TaskSummary
-from federation.server.client_manager import ClientManager, Participant
 from federation.server.settings import ServerSettings
 
 import numpy as np

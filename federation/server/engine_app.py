@@ -9,12 +9,12 @@ import time
 from federation.aggregation.strategy import STRATEGIES
 from federation.config import Recipe
 from federation.console import clean, say
+from federation.participants.client_manager import ClientManager, Participant, Refused, different_classes
 from federation.protocol import presence, read_hello, read_summary
 from federation.results.observers import open_observers
 from federation.results.report import finish
 from federation.results.run_folder import open_run, recorder
 from federation.server.async_server import SERVERS
-from federation.server.client_manager import ClientManager, Participant, Refused, different_classes
 from federation.server.dispatch import RunFailed
 from federation.server.options import describe, parse_args
 

@@ -8,19 +8,19 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from federation import model_file
-from federation.aggregation import column_statistics
 from federation.aggregation.means import mean_metrics
 from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy
 from federation.compression import TooLarge, as_sent, num_bytes
 from federation.console import clean, command_line, say
+from federation.participants import column_statistics
+from federation.participants.client_manager import ClientManager, different_classes
 from federation.protocol import BEGINS, as_stored, from_stored, presence
 from federation.results.history import COSINE, STEP_SIZE, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
 from federation.server.acceptance import Acceptance, Evaluation, without_culprit
-from federation.server.client_manager import ClientManager, different_classes
 from federation.server.dispatch import Dispatcher, RoundLost, RunFailed, Stopped
 from federation.server.settings import ServerSettings
 

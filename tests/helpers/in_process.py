@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 from federation.aggregation.strategy import STRATEGIES
 from federation.config import Recipe
+from federation.participants.client_manager import ClientManager, Participant
 from federation.protocol import DataSummary
 from federation.results.history import History
 from federation.results.run_folder import Run, RunFolder, recorder
 from federation.server.async_server import SERVERS
-from federation.server.client_manager import ClientManager, Participant
 from federation.server.dispatch import Request
 from federation.server.rounds import FederatedServer
 from federation.server.settings import ServerSettings

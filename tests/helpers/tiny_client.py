@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from federation.client.connection import take_part
+from federation.client.connection import connect
 from federation.client.session import Session
 from federation.console import say
 from federation.protocol import Assignment
@@ -111,7 +111,7 @@ def main() -> None:
         secret=load_secret(args.secret_file),
         wanted_partition=args.partition_id,
     )
-    take_part(session, args.server, wait=args.wait, root_certificates=read_authority(args.ca_certificate))
+    connect(session, args.server, wait=args.wait, root_certificates=read_authority(args.ca_certificate))
     say("finished")
 
 

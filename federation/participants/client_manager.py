@@ -8,9 +8,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from federation.aggregation.agreement import conflict, initial_conflict, remark
 from federation.config import ACCURACY, Metric, Recipe
 from federation.console import clean, say
+from federation.participants.agreement import conflict, initial_conflict, remark
 from federation.protocol import DataSummary, TaskSummary
 
 import numpy as np
@@ -77,7 +77,7 @@ class ClientManager(FlowerClientManager):
         self.fixed = bool(classes)
         self.agreed: DataSummary | None = None  # what all have alike, once it is fixed
         self.initial: dict[str, np.ndarray] = {}  # weights to begin with, by name, where the server was given them
-        self.statistics: dict[str, list[float]] = {}  # of columns, over all clients: see aggregation/column_statistics
+        self.statistics: dict[str, list[float]] = {}  # of columns, over all clients: see participants/column_statistics
         self.max_message_bytes: float = math.inf
         self.participants: dict[int, Participant] = {}
         self.changed = threading.Condition()
