@@ -4,6 +4,7 @@ What travels are the bytes of all arrays in order, without headers: both sides k
 Neither side then needs room for a message of the model's size, and no model is too large for gRPC.
 """
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,16 @@ class StoredArray(LazyArray):
 def block(array: np.ndarray | LazyArray, start: int, stop: int) -> np.ndarray:
     """The numbers at these places of the flat array, wherever it is kept."""
     return array.read(start, stop) if isinstance(array, LazyArray) else array.reshape(-1)[start:stop]
+
+
+def hash_arrays(arrays: Sequence[np.ndarray | LazyArray]) -> str:
+    """SHA-256 of dtypes, shapes and values in order, as hex: of what travelled, whether at once or in pieces."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {tuple(array.shape)}\n".encode())
+        for start, stop in blocks(array.size):
+            digest.update(np.ascontiguousarray(block(array, start, stop)).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def blocks(size: int, length: int = BLOCK) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 have in one message and in memory."""
 
 import errno
+import hashlib
 import io
 import os
 import tempfile
@@ -17,7 +18,7 @@ from federation.client.session import Session
 from federation.compression import num_bytes, travels_as, unpack
 from federation.config import Recipe
 from federation.participants.client_manager import Participant
-from federation.pieces import PIECE, Assembly, InPieces, Store, StoredArray, StoreFull, block, blocks, cut
+from federation.pieces import PIECE, Assembly, InPieces, Store, StoredArray, StoreFull, block, blocks, cut, hash_arrays
 from federation.server import grpc_server
 from federation.server.settings import ServerSettings
 
@@ -561,6 +562,13 @@ def test_a_full_disk_ends_the_run_in_one_line_and_no_client_is_blamed(mode, larg
 
 
 # In processes
+
+
+def test_the_hash_of_arrays_is_that_of_dtype_shape_and_bytes_in_order():
+    by_hand = hashlib.sha256(b"<f4 (2,)\n" + bytes.fromhex("0000803f00000040") + b"<i8 ()\n" + bytes([3, *[0] * 7]))
+    assert hash_arrays([np.float32([1, 2]), np.int64(3)]) == by_hand.hexdigest()
+    assert hash_arrays([np.float32([1, 2]).reshape(1, 2)]) != hash_arrays([np.float32([1, 2])])
+
 
 SMALL = ["--max-message-mb", 0.1]  # LeNet has 0.25 MB, and half of it as float16: neither fits
 
