@@ -2,7 +2,8 @@
 
 hello   server: protocol, nonce        client: who it is, its class names, proof of the secret
 place   server: partition, recipe,     client: how many examples it has, and of which class (or why it can't)
-        classes, if not its own
+        the run's id, classes, if not
+        its own
 columns server: first nothing, then    client: how many values each column has, and a sum over them
         means, then statistics
 told    server: why the stream ends    client: nothing
@@ -13,17 +14,19 @@ Anyone can connect and say anything: the readers raise ValueError, TypeError or 
 import dataclasses
 import json
 import math
+import re
 import unicodedata
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from federation.config import METRIC_NAME, OF_TASK, Metric, Recipe
-from federation.console import clean
+from federation.console import PublicError, clean
 
 PROTOCOL = 1
 RETRY_SECONDS = 3  # how soon a client on the waiting list asks again
 MOST_CLASSES, LONGEST_NAME, LONGEST_LIST = 10_000, 100, 2_000_000  # the last in characters of JSON
 DEEPEST = 20  # brackets in brackets: more can't be compared and stored
+RUN_ID = re.compile(r"[0-9a-f]{16}")
 LARGEST = 1e300  # a number that can still be added to others like it
 DTYPES = {"bool", *(f"float{n}" for n in (16, 32, 64)), *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))}
 
@@ -48,6 +51,7 @@ class Assignment:
     recipe: Recipe
     classes: tuple[str, ...] = ()  # of the federation, where they are others than the client's own
     statistics_json: str = ""  # of columns over all clients, where they are agreed on already
+    run_id: str = ""  # 16 hex digits; "" from a server of 1.0.0, and on Flower's engines
 
     @property
     def statistics(self) -> dict[str, list[float]]:
@@ -148,6 +152,13 @@ BEGINS = "the run begins"  # how the server says that all are there, and fit tog
 def presence(there: int, wanted: int) -> str:
     """How the server says who is there."""
     return f"({there} of {wanted} there)"
+
+
+def read_run_id(value: object) -> str:
+    """Names files at the client, so it must be nothing else. Raises PublicError."""
+    if value != "" and not (isinstance(value, str) and RUN_ID.fullmatch(value)):
+        raise PublicError(f"the run's id must be 16 hex digits, got {clean(value, 40)!r}")
+    return str(value)
 
 
 def read_hello(answer: dict) -> Hello:

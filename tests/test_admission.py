@@ -280,6 +280,11 @@ def test_with_data_of_their_own_the_classes_are_all_that_any_client_has():
     assert fake.joins(classes='["cat", "owl"]').told["kind"] == "refused"
 
 
+def test_the_assignment_names_the_run(fake):
+    fake.admission.run_id = "0123456789abcdef"
+    assert fake.joins().assigned["run"] == "0123456789abcdef"
+
+
 def test_equal_classes_keep_their_order_and_nobody_is_asked_twice(fake):
     clients = [fake.joins(classes='["dog", "cat"]') for _ in range(3)]
     assert fake.admission.agree_on_classes() == []

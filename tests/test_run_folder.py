@@ -1,13 +1,15 @@
 """A run's folder after a crash, a full disk, a damaged file: there is always something whole to go on with."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 from federation import model_file
 from federation.process import write_whole
 from federation.results.history import History, RoundRecord, VersionRecord, read_record
-from federation.results.run_folder import Checkpoint, RunFolder, load_initial, new_run_dir
+from federation.results.run_folder import Checkpoint, RunFolder, load_initial, new_run_dir, open_run
 
 import numpy as np
 import pytest
@@ -78,6 +80,26 @@ def test_a_full_disk_leaves_the_checkpoints_that_there_are(folder, monkeypatch):
 
 
 # The run
+
+
+def opened(path: Path, resume: bool = False) -> str:
+    """The id of a run that begins or goes on there."""
+    where = {"resume": str(path), "run_dir": None} if resume else {"resume": None, "run_dir": str(path)}
+    config = RunFolder(path).load_config() if resume else {"seed": 0}
+    return open_run(SimpleNamespace(**where, initial_weights=None, config=config)).id
+
+
+def test_every_run_folder_has_an_id_of_its_own_that_a_resume_keeps(tmp_path):
+    ids = [opened(tmp_path / name) for name in ("one", "two")]
+    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in ids)
+    assert ids[0] != ids[1]
+    assert [opened(tmp_path / name, resume=True) for name in ("one", "two")] == ids
+
+
+def test_a_folder_of_an_earlier_version_gets_an_id_at_its_first_resume_and_keeps_it(folder):
+    drawn = opened(folder.path, resume=True)
+    assert re.fullmatch("[0-9a-f]{16}", drawn)
+    assert opened(folder.path, resume=True) == drawn  # though the checkpoints know none
 
 
 def test_a_folder_that_holds_a_run_is_not_made_again(tmp_path):

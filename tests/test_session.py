@@ -109,6 +109,23 @@ def test_back_in_the_same_place_the_data_is_not_read_again_but_in_another_it_is(
     assert session.client.assignment.partition == 2
 
 
+def test_the_runs_id_comes_with_the_place_and_another_run_is_another_assignment():
+    session = Session(Client, ["cat", "dog"])
+    session.get_properties({**PLACE, "run": "0123456789abcdef"})
+    first = session.client
+    assert first.assignment.run_id == "0123456789abcdef"
+    session.get_properties({**PLACE, "run": "0123456789abcdef"})
+    assert session.client is first
+    session.get_properties({**PLACE, "run": "fedcba9876543210"})
+    assert session.client is not first
+
+
+@pytest.mark.parametrize("run_id", ["../../etc/passwd", "0123456789ABCDEF", "0123", 7, None])
+def test_a_runs_id_that_could_be_anything_else_is_refused(run_id):
+    answer = Session(Client, ["cat"]).get_properties({**PLACE, "run": run_id})
+    assert answer["error"].startswith("the run's id must be 16 hex digits, got ")
+
+
 # At work
 
 

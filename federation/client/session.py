@@ -14,7 +14,7 @@ from federation.client.transfer import Transfer
 from federation.compression import pack, travels_as, unpack
 from federation.config import Recipe
 from federation.console import clean, fail, say
-from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason
+from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_run_id
 from federation.security.secret import proof
 
 import numpy as np
@@ -151,7 +151,8 @@ class Session(NumPyClient):
             recipe = Recipe.from_json(config["recipe"])
             classes = tuple(json.loads(config.get("classes", "[]")))
             statistics = config.get("columns", "")
-            assignment = Assignment(config["partition"], config["num_partitions"], recipe, classes, statistics)
+            place, run_id = (config["partition"], config["num_partitions"]), read_run_id(config.get("run", ""))
+            assignment = Assignment(*place, recipe, classes, statistics, run_id)
             if assignment != self.assignment or self.client is None:
                 self.client = None  # lets the old partition's examples go before the new ones are read
                 self.client = self.open_client(assignment)

@@ -71,6 +71,7 @@ class ClientManager(FlowerClientManager):
         self.num_partitions = num_partitions
         self.recipe = recipe
         self.notify = notify
+        self.run_id = ""  # of history.json
         self.salt = secrets.token_hex(16)  # of the names by which clients of one machine are known
         self.local = recipe.partitioner == "local"  # each client has data of its own
         self.classes: list[str] = classes or []  # the federation's

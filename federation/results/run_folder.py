@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,6 +100,14 @@ class Run:
     checkpoint: Checkpoint | None = None
     initial: dict[str, np.ndarray] = field(default_factory=dict)  # weights to begin with, by name, where given
 
+    def __post_init__(self) -> None:
+        self.history.config.setdefault("run_id", secrets.token_hex(8))
+
+    @property
+    def id(self) -> str:
+        """Drawn once for a folder: 16 hex digits."""
+        return self.history.config["run_id"]
+
 
 def recorder(events: list[dict]) -> Callable[[str, int | None, str], None]:
     """A function that says who comes and goes, and writes it down."""
@@ -146,19 +155,27 @@ def open_run(args: argparse.Namespace) -> Run:
         history = checkpoint.history if checkpoint else History(args.config)
         since = f"after {history.rounds[-1].unit} {checkpoint.server_round}" if checkpoint else None
         say(f"resuming {folder.path} {since or 'from the start: it holds no checkpoint'}")
-        return Run(folder, history, checkpoint, initial)
-    history = History(args.config)
+        if "run_id" in args.config:  # history.json may have one that a checkpoint of an earlier version has not
+            history.config["run_id"] = args.config["run_id"]
+        run = Run(folder, history, checkpoint, initial)
+        try:
+            if "run_id" not in args.config:
+                folder.save_history(history)
+        except OSError as error:
+            fail(f"--resume {folder.path} can't be written ({error.strerror}); free or change the disk")
+        return run
     folder = RunFolder(Path(args.run_dir or "runs"))
     try:
         folder = RunFolder(Path(args.run_dir) if args.run_dir else new_run_dir())
         folder.create()
-        folder.save_history(history)
+        run = Run(folder, History(args.config), initial=initial)
+        folder.save_history(run.history)
     except FileExistsError:
         remedy = f"name another, or go on with {command_line('--resume', folder.path)}"
         fail(f"--run-dir {folder.path} already holds a run, or is a file; {remedy}", 2)
     except OSError as error:
         fail(f"--run-dir {folder.path} can't be written ({error.strerror}); name another")
-    return Run(folder, history, initial=initial)
+    return run
 
 
 def _savez(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:

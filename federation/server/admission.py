@@ -167,7 +167,7 @@ class Admission(ClientManager):
     def _assign(self, participant: Participant) -> None:
         """Send the assignment; the participant is ready once it says how much data it has."""
         assignment = {"partition": participant.partition, "num_partitions": self.num_partitions}
-        question = {"ask": "place", **assignment, "recipe": self.recipe.to_json()}
+        question = {"ask": "place", **assignment, "recipe": self.recipe.to_json(), "run": self.run_id}
         if self.fixed and participant.classes != self.classes:
             question["classes"] = json.dumps(self.classes)
             participant.told_classes = True

@@ -103,7 +103,7 @@ class FederatedServer(Server):
         self.make_strategy = strategy
         self.settings = settings
         self.folder, self.history, self.checkpoint = run.folder, run.history, run.checkpoint
-        clients.initial = run.initial
+        clients.initial, clients.run_id = run.initial, run.id
         self.observers = observers or Observers([])
         self.dispatcher = Dispatcher(clients, settings, self.unit)
         self.dispatcher.folder = self.folder.path
