@@ -9,7 +9,7 @@ import functools
 from federation.client.node_app import make_app
 from federation.client.participation import take_part
 from federation.client.session import title
-from federation.client.summary import class_counts, introduce, summarise_task
+from federation.client.summary import class_counts, introduce, measure_batchnorm, summarise_task
 from federation.console import fail
 from federation.process import end_on_sigterm, exit_now, keep_memory
 from federation.protocol import Assignment
@@ -37,6 +37,7 @@ class TaskClient(NumPyClient):
         self.num_train, self.num_test = len(self.train_rows), len(self.test_rows)
         self.network = weights.keep_frozen(task.build(self.schema, self.recipe)).to(device)
         self.buffer_positions = weights.buffer_positions(self.network)
+        self.batchnorm_positions = weights.batchnorm_positions(self.network) if task.measures_batchnorm else []
         if assignment.statistics:
             self.scale(assignment.statistics)
         self.task_summary, self.class_counts = summarise_task(self), class_counts(self)
@@ -55,7 +56,8 @@ class TaskClient(NumPyClient):
         """Scale the data by statistics over all clients; what was read before is read again."""
         self.task.data.scale(self.dataset, statistics)
         self.statistics = statistics
-        self.__dict__.pop("train_set", None), self.__dict__.pop("test_set", None)
+        for name in ("train_set", "test_set", "measured_set"):
+            self.__dict__.pop(name, None)
 
     def get_parameters(self, config: dict) -> list[np.ndarray]:
         """What travels; with "frozen" in config, what doesn't, which is asked for once."""
@@ -73,6 +75,11 @@ class TaskClient(NumPyClient):
         part = self.recipe.part(self.partition, config["server_round"], title(config), span)
         metrics = self.task.train_round(self.network, self.train_set, self.recipe, part)
         return self.get_parameters(config), self.num_train, metrics
+
+    def measure(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        """BatchNorm's statistics of the averaged model, on some of this client's training examples."""
+        self.set_parameters(parameters)
+        return measure_batchnorm(self), self.num_train, {}
 
     def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
         """Score the global model on this client's test examples."""

@@ -117,19 +117,23 @@ class DataSummary:
     model_bytes: int  # of the weights that travel, uncompressed; 0 where the client does not say it
     data_sizes: list[int] = field(default_factory=list)  # training and test examples, before they were partitioned
     task: TaskSummary | None = None  # clients of 1.0.0 don't say it
+    # Positions of the running mean and variance of each BatchNorm layer, by turns, where the client measures them.
+    batchnorm: list[int] = field(default_factory=list)
 
 
 def as_stored(summary: DataSummary) -> dict:
     """What all clients have alike, as history.json keeps it for --resume; the words are those of 1.0.0."""
     task = summary.task
     own = {**task.recipe, "task": asdict(task)} if task else {}
+    own |= {"batchnorm_positions": summary.batchnorm} if summary.batchnorm else {}
     return {"statistics": summary.buffer_positions, "input_shape": summary.input_shape, **own}
 
 
 def from_stored(config: dict) -> DataSummary:
     """Inverse of as_stored. Raises KeyError, TypeError or ValueError where it is not what we wrote."""
     task = TaskSummary.from_json(json.dumps(config["task"])) if "task" in config else None
-    return DataSummary(0, 0, config["statistics"], [], config.get("input_shape", []), 0, task=task)
+    batchnorm = config.get("batchnorm_positions", [])
+    return DataSummary(0, 0, config["statistics"], [], config.get("input_shape", []), 0, task=task, batchnorm=batchnorm)
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,18 @@ def read_summary(answer: dict) -> DataSummary:
     sizes = [_integer(item) for item in _list(answer.get("data_sizes", "[]"))]
     task = TaskSummary.from_json(answer["task"]) if "task" in answer else None
     model_bytes = _integer(answer.get("model_bytes", 0))
-    return DataSummary(train, test, positions, counts, shape, model_bytes, sizes, task)
+    batchnorm = [_integer(item) for item in _list(answer.get("batchnorm", "[]"))]
+    _check_batchnorm(batchnorm, positions, task.arrays if task else [])
+    return DataSummary(train, test, positions, counts, shape, model_bytes, sizes, task, batchnorm)
+
+
+def _check_batchnorm(batchnorm: list[int], buffers: list[int], arrays: list[list]) -> None:
+    """Raises ValueError unless they are pairs of buffers of one shape, in floating-point numbers."""
+    if len(set(batchnorm)) < len(batchnorm) or not set(batchnorm) <= set(buffers) & set(range(len(arrays))):
+        raise ValueError("no buffers of its own")
+    for mean, variance in zip(batchnorm[::2], batchnorm[1::2], strict=True):
+        if arrays[mean][1:] != arrays[variance][1:] or not arrays[mean][2].startswith("float"):
+            raise ValueError("no means and variances")
 
 
 def _text(value: object, least: int, most: int) -> str:

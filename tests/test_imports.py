@@ -14,18 +14,15 @@ MAY_IMPORT = {
     "security": {"shared", "security"},
     "aggregation": {"shared", "aggregation"},
     "results": {"shared", "results"},
-    "task": {"shared", "task"},
-    "privacy": {"shared", "security", "task", "privacy"},
-    "client": {"shared", "security", "task", "privacy", "client"},
+    "networks": {"shared", "networks"},
+    "task": {"shared", "networks", "task"},
+    "privacy": {"shared", "security", "networks", "task", "privacy"},
+    "client": {"shared", "security", "networks", "task", "privacy", "client"},
     "participants": {"shared", "security", "participants"},
     "server": {"shared", "security", "aggregation", "results", "participants", "server"},
     "operations": {"shared", "security", "results", "server", "operations"},
 }
-COMMANDS = {
-    "federation.certificates",
-    "federation.identity",
-    "federation.report",
-}  # names for `python -m`, of a function in a room
+COMMANDS = {"federation.certificates", "federation.report"}  # names for `python -m`, of a function in a room
 PRIVATE = ("flwr.server.superlink", "flwr.proto", "flwr.supercore", "flwr.client.message_handler", "flwr.compat")
 PRIVATE += ("flwr.common.serde",)
 MAY_IMPORT_PRIVATE = {"federation.server.grpc_server", "federation.client.connection"}
@@ -127,6 +124,7 @@ RULES = {
         {"federation.task.task": {"federation.security.tls"}, "federation.security.tls": set()},
         {"federation.task.training": {"federation.results.html"}, "federation.results.html": set()},
         {"federation.task.task": {"data"}, "data": set()},
+        {"federation.networks.batch_norm": {"federation.task.task"}, "federation.task.task": set()},
     ],
     torch_in_the_server: [
         {"server": {"a"}, "a": {"b"}, "b": {"torch.nn"}},

@@ -90,7 +90,10 @@ def test_history_holds_every_round_and_the_untrained_model_as_round_0(one_comman
     assert rows[0]["train_loss"] is None
     assert rows[0]["bytes_received"] == 0
     assert all(row["train_loss"] > 0 for row in rows[1:])
-    assert all(row["bytes_received"] == 3 * sum(array.nbytes for array in one_command.weights()) for row in rows[1:])
+    arrays, measured = one_command.weights(), config["batchnorm_positions"]
+    sent = sum(array.nbytes for array in arrays) + sum(arrays[i].nbytes for i in measured)  # BatchNorm's anew, too
+    assert len(measured) == 2 * 4
+    assert all(row["bytes_received"] == 3 * sent for row in rows[1:])
     assert all(row["clients"] == 3 for row in rows)
     for row in rows:  # 1,500 test images, split evenly
         assert row["accuracy"] == pytest.approx(np.mean(list(row["accuracy_by_client"].values())), abs=1e-9)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from federation.aggregation.batchnorm import pooled
 from federation.aggregation.clipping import clip
 from federation.aggregation.means import as_dtype, mean_array
 from federation.aggregation.validation import Update
@@ -47,6 +48,7 @@ STATE: dict[type[FedAvg], tuple[str, ...]] = {
 # These treat each number by itself, so they can be given a few at a time. Flower makes three copies of all that it
 # is given, from every client: with a hundred clients, of three hundred models.
 BY_NUMBER = (FedAvg, FedMedian, FedTrimmedAvg)
+MEASURED = (*BY_NUMBER, *STATE)  # whose models take BatchNorm's statistics as they are measured on them
 PIECE = 16_384  # numbers
 Weighted = tuple[list[Any], int]  # arrays, number of examples
 Step = Callable[[int, tuple[int, int], list[Weighted]], list[np.ndarray]]
@@ -105,6 +107,24 @@ class CheckedStrategy:
         new = as_sent(new, self.compress)
         self._go_on_from(new)
         return new
+
+    def with_statistics(
+        self, weights: list[np.ndarray], positions: list[int], measured: list[Update]
+    ) -> list[np.ndarray]:
+        """These weights with BatchNorm's statistics as the clients measured them on them; without any, the same.
+
+        positions: of running mean and variance of each layer, by turns, as the arrays of each update. FedMedian and
+        FedTrimmedAvg treat them like the numbers of an update; else they become those of all examples together.
+        """
+        if not measured:
+            return weights
+        pairs, old = [(update.weights, update.examples) for update in measured], [weights[i] for i in positions]
+        if self.max_update_norm is not None:
+            pairs = [(clip(arrays, old, self.max_update_norm), n) for arrays, n in pairs]
+        by_number = isinstance(self.flower, FedMedian | FedTrimmedAvg)
+        statistics = self._ask_flower(self.flower, pairs) if by_number else pooled(pairs)
+        new = dict(zip(positions, as_sent(statistics, self.compress), strict=True))
+        return [new.get(i, array) for i, array in enumerate(weights)]
 
     def state(self) -> list[np.ndarray]:
         """Arrays that restore() takes back."""
@@ -176,6 +196,11 @@ class CheckedStrategy:
     def _go_on_from(self, weights: list[np.ndarray]) -> None:
         """Flower's momentum steps from the model that the clients get."""
         self.start = [weights[i] for i in self.trained]
+
+
+def measures(make: MakeStrategy, settings: Any) -> bool:
+    """Whether BatchNorm's statistics are measured on what it makes: Krum's model is one client's, with its own."""
+    return type(make(settings, ndarrays_to_parameters([]))) in MEASURED
 
 
 def unsupported(make: MakeStrategy, settings: Any) -> str:

@@ -80,6 +80,19 @@ def validate_fit(
     return Update(partition, update, res.num_examples, metrics)
 
 
+def validate_statistics(
+    res: FitRes, partition: int, statistics: list[np.ndarray], declared: int, compress: str = "none"
+) -> Update:
+    """What a client measured of BatchNorm, mean and variance by turns, next to these. Raises BadUpdate."""
+    _check_told(res.metrics, res.num_examples, declared)
+    measured = _read_update(res.parameters, statistics, compress)
+    _check_numbers(measured)
+    for i, variance in enumerate(measured[1::2]):
+        if (variance < 0).any():
+            raise BadUpdate(f"the variance of BatchNorm layer {i} is negative")
+    return Update(partition, measured, res.num_examples, {})
+
+
 def _read_update(parameters: Parameters, weights: list[np.ndarray], compress: str) -> list[Any]:
     """Its arrays, in the dtypes of the global model; those of a large one stay in their file. Raises BadUpdate."""
     if isinstance(parameters, InPieces):  # of the shapes and dtypes that were asked for

@@ -25,6 +25,7 @@ def summarise(client: Any) -> dict:
     lists = {"statistics": client.buffer_positions, "class_counts": getattr(client, "class_counts", [])}
     lists["input_shape"] = getattr(client, "input_shape", [])
     lists["data_sizes"] = getattr(client, "data_sizes", [])
+    lists["batchnorm"] = getattr(client, "batchnorm_positions", [])
     numbers["model_bytes"] = sum(array.nbytes for array in client.get_parameters({"in_pieces": True}))
     told = {**numbers, **{name: json.dumps(values) for name, values in lists.items()}}
     return {**told, "task": client.task_summary.to_json()} if hasattr(client, "task_summary") else told

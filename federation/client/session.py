@@ -24,9 +24,11 @@ from flwr.client import NumPyClient
 class Learner(Protocol):
     """What a session asks of the user's client: Flower's functions, and what it says of its data.
 
-    It may have class_counts, its training examples by class: the server keeps them for the picture of who
-    holds what. Of what it raises, the server is told the kind alone. It need not know how weights travel: it is
-    given them in the dtypes of its own get_parameters({}), and may return the same.
+    It may have class_counts, its training examples by class: the server keeps them for the picture of who holds what;
+    and batchnorm_positions, of running mean and variance of each BatchNorm layer by turns, with measure(parameters,
+    config), which returns these arrays as it measures them on that model, its examples, and {}. Of what it raises,
+    the server is told the kind alone. It need not know how weights travel: it is given them in the dtypes of its own
+    get_parameters({}), and may return the same.
     """
 
     num_train: int
@@ -90,6 +92,8 @@ class Session(NumPyClient):
         return pack(self.client.get_parameters(config), self._recipe.compress if "packed" in config else "none")
 
     def _fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        if "measure" in config:
+            return self._measure(parameters, config)
         began = self._prepare(config)
         weights, examples, metrics = self.client.fit(self._unpacked(parameters, config), config)
         seconds = self._slow_down(began)
@@ -100,6 +104,13 @@ class Session(NumPyClient):
             self._transfer.keep("update", packed)
             packed = []
         return packed, examples, numbers(metrics)
+
+    def _measure(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        """BatchNorm's statistics of a model that the server has just averaged."""
+        began = self._prepare(config)
+        statistics, examples, metrics = self.client.measure(self._unpacked(parameters, config), config)
+        self._slow_down(began)
+        return pack(statistics, self._recipe.compress), examples, metrics
 
     def _evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
         began = self._prepare(config)
@@ -123,6 +134,11 @@ class Session(NumPyClient):
             # Into the network at once, so that what came in takes no room while it trains.
             self.client.set_parameters(unpack(self._transfer.take(), self._views()))
             return self._views()
+        if "measured" in config:  # the model is here, as it was measured on: only the statistics have come
+            model = self._views()
+            for i, array in zip(self.client.batchnorm_positions, parameters, strict=True):
+                model[i] = unpack([array], [model[i]])[0]
+            return model
         if self._recipe.compress == "none":
             return parameters
         return unpack(parameters, self.client.get_parameters({}))

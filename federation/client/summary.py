@@ -1,10 +1,11 @@
-"""What a client says of itself: its task and data, and what it can do with the final global model."""
+"""What a client says of itself: its task and data, how its data reach the layers of the averaged model, and what it
+can do with the final one."""
 
 from typing import Any
 
 from federation import model_file
 from federation.client.session import Session
-from federation.config import OF_TASK
+from federation.config import MEASURED, OF_TASK
 from federation.console import say
 from federation.protocol import Assignment, TaskSummary
 from federation.task import weights
@@ -44,6 +45,17 @@ def class_counts(client: Any) -> list[int]:
     if labels is None or not classes:
         return []
     return np.bincount(labels[client.train_rows], minlength=len(classes)).tolist()
+
+
+def measure_batchnorm(client: Any) -> list[np.ndarray]:
+    """BatchNorm's statistics of its network as it is, on as many of its training examples as protocol-wide agreed.
+
+    They are the same in all rounds, so that what a task keeps of them stays useful.
+    """
+    if not hasattr(client, "measured_set"):
+        seed = client.recipe.round_seed(client.partition, 0)
+        client.measured_set = client.task.draw(client.dataset, client.train_set, client.train_rows, MEASURED, seed)
+    return client.task.measure_batchnorm(client.network, client.measured_set, client.recipe)
 
 
 def about(client: Any) -> dict:

@@ -48,6 +48,8 @@ def _conflicts(theirs: DataSummary, ours: DataSummary) -> Iterator[str]:
         yield from _of_tasks(theirs.task, ours.task)
     if theirs.buffer_positions != ours.buffer_positions:
         yield "measures other arrays of the network (BatchNorm's) than the others; use one model.py"
+    if theirs.batchnorm and ours.batchnorm and theirs.batchnorm != ours.batchnorm:
+        yield "measures BatchNorm's statistics of other layers than the others; use one model.py"
     if theirs.input_shape and ours.input_shape and theirs.input_shape != ours.input_shape:
         yield f"has inputs of shape {theirs.input_shape}, the others {ours.input_shape}; use one data.py"
 

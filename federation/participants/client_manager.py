@@ -41,6 +41,11 @@ class Participant:
         """Clients of 1.0.0 don't."""
         return bool(self.summary and self.summary.task)
 
+    @property
+    def measures_batchnorm(self) -> bool:
+        """Clients of 1.0.0 don't, nor those whose task leaves it."""
+        return bool(self.summary and self.summary.batchnorm)
+
 
 class Refused(Exception):
     """A client can't join, with the words and the exit code it is told.
@@ -94,6 +99,11 @@ class ClientManager(FlowerClientManager):
         return self.agreed.buffer_positions if self.agreed else []
 
     @property
+    def batchnorm(self) -> list[int]:
+        """Positions of running mean and variance of each BatchNorm layer, by turns, where they are measured anew."""
+        return self.agreed.batchnorm if self.agreed else []
+
+    @property
     def task(self) -> TaskSummary | None:
         """What the clients say of their task; those of version 1.0.0 say nothing."""
         return self.agreed.task if self.agreed else None
@@ -133,7 +143,9 @@ class ClientManager(FlowerClientManager):
     def of_client(self, client: ClientProxy) -> Participant | None:
         return next((each for each in self.participants.values() if each.client is client), None)
 
-    in_pieces = False  # whether large models can travel in pieces
+    # Whether a client keeps what it was sent: then large models can travel in pieces, and of a model that it has
+    # measured BatchNorm's statistics on, only the new statistics. Nodes are made anew for every message.
+    in_pieces = False
 
     @abstractmethod
     def reassign(self, participant: Participant) -> None:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from federation.aggregation.steps import Step, excess, measure
 from federation.aggregation.strategy import CheckedStrategy
-from federation.aggregation.validation import BadUpdate, Score, Update, validate_evaluate, validate_fit
+from federation.aggregation.validation import (
+    BadUpdate,
+    Score,
+    Update,
+    validate_evaluate,
+    validate_fit,
+    validate_statistics,
+)
 from federation.aggregation.verdicts import Verdicts, Version
 from federation.console import say
 from federation.participants.client_manager import ClientManager, Participant
@@ -66,6 +73,29 @@ class Acceptance:
         if len(valid) >= FEWEST_TO_COMPARE:
             good = [u for u, step in zip(valid, steps, strict=True) if not self._is_outlier(number, u, step, steps)]
         return good, {update.partition: step for update, step in zip(valid, steps, strict=True)}
+
+    def statistics(
+        self, number: int, weights: list[np.ndarray], answers: Sequence[tuple[Participant, FitRes]]
+    ) -> list[Update]:
+        """BatchNorm's statistics on these weights, as updates of these arrays alone; validated as updates are.
+
+        None, where most clients can't measure any: it may be the model's fault, and its evaluation will tell.
+        """
+        like, compress = [weights[i] for i in self.clients.batchnorm], self.clients.recipe.compress
+        measured, failed = [], []
+        for one, res in answers:
+            try:
+                measured.append(validate_statistics(res, one.partition, like, one.train_examples, compress))
+            except BadUpdate as bad:
+                failed.append((one, bad))
+        if len([bad for _, bad in failed if not bad.client_failed]) > len(measured):
+            return []
+        for one, problem in failed:
+            self.reject(number, one.partition, problem)
+        steps = measure(measured, [like] * len(measured), range(len(like)))
+        if len(measured) < FEWEST_TO_COMPARE:
+            return measured
+        return [u for u, step in zip(measured, steps, strict=True) if not self._is_outlier(number, u, step, steps)]
 
     def evaluation(self, answers: Sequence[tuple[Participant, EvaluateRes]]) -> Evaluation:
         """The answers, read; nobody is left out yet, as it may be the model's fault."""

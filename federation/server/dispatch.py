@@ -75,6 +75,7 @@ class Dispatcher:
         self.unit = unit  # what the run's progress is counted in
         self.folder: Path | None = None  # where large updates wait
         self.stop = threading.Event()
+        self.held: dict[int, tuple[Participant, list[np.ndarray]]] = {}  # who has measured which model, by partition
 
     def wait_ready(self, number: int, timeout: float) -> bool:
         """Whether so many clients are there, within timeout seconds."""
@@ -162,19 +163,55 @@ class Dispatcher:
         self, server_round: int, weights: list[np.ndarray], selected: list[Participant]
     ) -> list[tuple[Participant, FitRes]]:
         """Local training on these weights, side by side; the answers by partition. Raises RoundLost without any."""
-        parameters, hosts = self.parameters(weights), self.hosts()
+        parameters, hosts, self.held = self.parameters(weights), self.hosts(), {}
         answers = self._wait_for_all([self.start_fit(one, hosts, parameters, server_round) for one in selected])
         if not answers:
             raise RoundLost
         return answers
 
+    def measure(self, server_round: int, weights: list[np.ndarray]) -> list[tuple[Participant, FitRes]]:
+        """BatchNorm's statistics of these weights at every client; none where there are none, or not all measure them.
+
+        Raises RoundLost where none answers.
+        """
+        there = self.clients.ready()
+        wanted = self.settings.batchnorm == "measured" and self.clients.batchnorm
+        if not wanted or not all(one.measures_batchnorm for one in there):
+            return []
+        parameters, hosts = self.parameters(weights), self.hosts()
+        asked = [self.start_fit(one, hosts, parameters, server_round, measure=True) for one in there]
+        answers = self._wait_for_all(asked)
+        if not answers:
+            raise RoundLost
+        if self.clients.in_pieces:
+            self.held = {one.partition: (one, weights) for one, _ in answers}
+        return answers
+
     def evaluate(self, server_round: int, weights: list[np.ndarray]) -> list[tuple[Participant, EvaluateRes]]:
-        """These weights on every client's test examples; the answers by partition. Raises RoundLost without any."""
-        parameters, hosts, there = self.parameters(weights), self.hosts(), self.clients.ready()
-        answers = self._wait_for_all([self.start_evaluate(one, hosts, parameters, server_round) for one in there])
+        """These weights on every client's test examples; the answers by partition. Raises RoundLost without any.
+
+        Who has them but for BatchNorm's statistics, having just measured those, is sent the statistics alone.
+        """
+        hosts, there = self.hosts(), self.clients.ready()
+        holders = [one for one in there if self._holds(one, weights)]
+        positions, self.held = self.clients.batchnorm, {}
+        asked = []
+        if holders:
+            statistics = self.parameters([weights[i] for i in positions])
+            asked = [self.start_evaluate(one, hosts, statistics, server_round, measured=True) for one in holders]
+        if len(holders) < len(there):
+            parameters, others = self.parameters(weights), [one for one in there if one not in holders]
+            asked += [self.start_evaluate(one, hosts, parameters, server_round) for one in others]
+        answers = self._wait_for_all(sorted(asked, key=lambda request: request.participant.partition))
         if not answers:
             raise RoundLost
         return answers
+
+    def _holds(self, participant: Participant, weights: list[np.ndarray]) -> bool:
+        one, sent = self.held.get(participant.partition, (None, []))
+        positions = self.clients.batchnorm
+        same = (new is old for i, (new, old) in enumerate(zip(weights, sent, strict=True)) if i not in positions)
+        return one is participant and all(same)
 
     # One client at a time
 
@@ -204,9 +241,9 @@ class Dispatcher:
         return self._start(participant, lambda client, timeout: client.fit(ins, timeout, number))
 
     def start_evaluate(
-        self, participant: Participant, hosts: Counter[str], parameters: Parameters, number: int
+        self, participant: Participant, hosts: Counter[str], parameters: Parameters, number: int, **more: Scalar
     ) -> Request:
-        ins = EvaluateIns(parameters, _config(number, participant, hosts))
+        ins = EvaluateIns(parameters, {**_config(number, participant, hosts), **more})
         return self._start(participant, lambda client, timeout: client.evaluate(ins, timeout, number))
 
     def wait(self, requests: list[Request], timeout: float = SLICE) -> list[Request]:

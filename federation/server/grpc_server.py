@@ -133,6 +133,8 @@ class Proxy(GrpcClientProxy):
         if isinstance(ins, EvaluateIns):
             return self.evaluate(question, left, None)
         answer = self.fit(question, left, None)
+        if "measure" in ins.config:  # BatchNorm's statistics, which are small
+            return answer
         if not answer.num_examples or "error" in answer.metrics:
             return answer
         like = [(array.shape, array.dtype) for array in model.arrays]

@@ -44,8 +44,14 @@ def federated_round(
     began, state = time.monotonic(), strategy.state()
     answers = dispatcher.fit(number, weights, selected)
     updates, steps = acceptance.updates(number, weights, answers)
-    new_weights = strategy.aggregate(weights, updates)
+    averaged = strategy.aggregate(weights, updates)
+    answers = dispatcher.measure(number, averaged) if updates else []
+    statistics = acceptance.statistics(number, averaged, answers)
+    new_weights = strategy.with_statistics(averaged, acceptance.clients.batchnorm, statistics)
     evaluation = acceptance.evaluation(dispatcher.evaluate(number, new_weights))
+    if evaluation.model_is_bad and statistics:
+        say(f"round {number}: most clients can't evaluate the model with the BatchNorm statistics that they measured")
+        new_weights, evaluation = averaged, acceptance.evaluation(dispatcher.evaluate(number, averaged))
     if evaluation.model_is_bad and updates:
         strategy.restore(state, weights)
         new_weights, updates, evaluation = without_culprit(
@@ -54,7 +60,7 @@ def federated_round(
     acceptance.counted(updates)
     record = record_of(number, evaluation, acceptance)
     record.train_metrics, record.clients = mean_metrics(updates), len(updates)
-    record.bytes_received = sum(num_bytes(update.weights, strategy.compress) for update in updates)
+    record.bytes_received = sum(num_bytes(update.weights, strategy.compress) for update in [*updates, *statistics])
     record.by_client |= by_partition(steps)
     record.seconds = round(time.monotonic() - began, 3)
     return new_weights, record

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from federation.aggregation.strategy import STRATEGIES, unsupported
+from federation.aggregation.strategy import STRATEGIES, measures, unsupported
 from federation.config import RUN
 from federation.setting import Settings, flag, setting
 
@@ -12,6 +12,7 @@ AGGREGATION = "aggregation"
 ASYNC = "--mode async, where N rounds mean N x clients updates"
 LATE = "when clients come late, or go; times in seconds"
 MODES = ("sync", "async")
+BATCHNORM = ("measured", "averaged")
 ONLY_ASYNC = {"mode": ("async",)}
 
 
@@ -33,6 +34,10 @@ class ServerSettings(Settings):
     max_update_norm: float | None = setting(
         None, "clip what a client changes to this L2 norm", group=AGGREGATION, above=0, shown="off"
     )
+    batchnorm: str = setting(
+        None, "statistics of each new model: measured on it by all clients, or the mean of those in their updates",
+        group=AGGREGATION, choices=BATCHNORM, only={"mode": ("sync",)}, shown="measured; averaged for krum",
+    )  # fmt: skip
     outlier_factor: float = setting(
         20.0, "leave out updates whose step is over this many times the round's median; 0 is off", group=AGGREGATION,
         least=0, metavar="F",
@@ -97,6 +102,8 @@ class ServerSettings(Settings):
         for name, value in defaults.items():
             if self._applies(name):
                 self._derive(name, value)
+        if self._applies("batchnorm"):
+            self._derive("batchnorm", "measured" if measures(STRATEGIES[self.strategy], self) else "averaged")
         for problem in self._contradictions():
             raise ValueError(problem)
 
@@ -110,6 +117,8 @@ class ServerSettings(Settings):
         if self.mode == "async" and (self.strategy != "fedavg" or self.fraction_fit != 1):
             what = "--fraction-fit" if self.strategy == "fedavg" else f"--strategy {self.strategy}"
             yield f"--mode async has its own aggregation (fedbuff), and all clients train; leave out {what}"
+        if self.batchnorm == "measured" and not measures(STRATEGIES[self.strategy], self):
+            yield f"--batchnorm measured is for strategies that average, which {self.strategy} does not; leave it out"
         problem = unsupported(STRATEGIES[self.strategy], self)
         if problem:
             yield f"--strategy {self.strategy} {problem}"

@@ -29,7 +29,7 @@ class Task:
         self.folder = folder
         self.data = open_file(self._file("data"))
         if not only_data:  # that all of the contract is kept shows at the start
-            self.name, self.metrics, self.models  # noqa: B018
+            self.name, self.metrics, self.models, self.measures_batchnorm  # noqa: B018
 
     @functools.cached_property
     def model(self) -> ModuleType:
@@ -213,6 +213,30 @@ class Task:
             has = ", ".join(sorted(metrics))
             raise self._broken("model", "evaluate", f"the main metric {main!r} (METRICS) among its own", has)
         return metrics
+
+    @functools.cached_property
+    def measures_batchnorm(self) -> bool:
+        """Whether BatchNorm's statistics are measured on each averaged model."""
+        wanted = getattr(self.model, "MEASURE_BATCHNORM", True)
+        if not isinstance(wanted, bool):
+            raise self._broken("model", "MEASURE_BATCHNORM", "True or False", wanted)
+        return wanted
+
+    def measure_batchnorm(self, network: Any, examples: Any, recipe: Recipe) -> list[np.ndarray]:
+        """Running mean and variance of each BatchNorm layer by turns, as these examples give them; see networks/."""
+        from federation.task import weights  # torch, which only a client needs
+
+        return weights.measure_batchnorm(network, lambda: self.model.evaluate(network, examples, recipe))
+
+    def draw(self, dataset: Any, examples: Any, rows: np.ndarray, number: int, seed: int) -> Any:
+        """So many of a client's training examples, these at these rows, as the seed has them: in random order.
+
+        Where they are no tuple of tensors, which can be put in any order, they are read anew, in their own.
+        """
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:number]
+        if isinstance(examples, tuple) and all(hasattr(part, "index_select") for part in examples):
+            return tuple(part[chosen] for part in examples)
+        return self.load(dataset, "train", rows[np.sort(chosen)], seed)
 
     def has(self, name: str) -> bool:
         """Whether the task offers an optional function of its model.py or data.py."""

@@ -1,8 +1,10 @@
 """A PyTorch module's weights in and out: what travels by position and with its own dtype, the rest never."""
 
 import functools
+from collections.abc import Callable
 
 from federation.console import PublicError
+from federation.networks import batch_norm
 
 import numpy as np
 import torch
@@ -64,6 +66,19 @@ def buffer_positions(network: nn.Module) -> list[int]:
     return [i for i, name in enumerate(travelling(network)) if name in measured]
 
 
+def batchnorm_positions(network: nn.Module) -> list[int]:
+    """Positions, of what travels, of the running mean and variance of each BatchNorm layer that trains, by turns."""
+    places = {name: i for i, name in enumerate(travelling(network))}
+    return [places[name] for name in _batchnorm_names(network)]
+
+
+def measure_batchnorm(network: nn.Module, evaluate: Callable[[], object]) -> list[np.ndarray]:
+    """The arrays at these positions, measured anew while evaluate() runs the network, which stays as it was."""
+    names = _batchnorm_names(network)
+    measured = batch_norm.measure(network, {name.rpartition(".")[0] for name in names}, evaluate)
+    return [_array(measured[name]) for name in names]
+
+
 def keep_frozen(network: nn.Module) -> nn.Module:
     """Keep frozen modules in evaluation mode, whatever train() is called on around them: BatchNorm stays as it came."""
     for module in network.modules():
@@ -76,6 +91,12 @@ def keep_frozen(network: nn.Module) -> nn.Module:
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
+
+
+def _batchnorm_names(network: nn.Module) -> list[str]:
+    frozen = _frozen(network)
+    names = [f"{layer}.{what}" for layer, _ in batch_norm.layers(network) for what in batch_norm.STATISTICS]
+    return [name for name in names if name not in frozen]
 
 
 def _frozen(network: nn.Module) -> set[str]:

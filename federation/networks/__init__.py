@@ -1,0 +1,1 @@
+"""Parts of networks and of their training that any model.py may use: nothing here knows the federation."""
