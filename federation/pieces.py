@@ -31,6 +31,7 @@ class InPieces(Parameters):
     arrays: "Sequence[np.ndarray | StoredArray]" = ()
     folder: Path | None = None  # where an answer may wait, unseen, for its turn
     largest: float = math.inf  # bytes of a message
+    sha256: str = ""  # hash_arrays of what came in, worked out on its way to the disk
 
     @property
     def piece(self) -> int:
@@ -81,10 +82,14 @@ def hash_arrays(arrays: Sequence[np.ndarray | LazyArray]) -> str:
     """SHA-256 of dtypes, shapes and values in order, as hex: of what travelled, whether at once or in pieces."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(f"{array.dtype.str} {tuple(array.shape)}\n".encode())
+        digest.update(_title(array.dtype, array.shape))
         for start, stop in blocks(array.size):
             digest.update(np.ascontiguousarray(block(array, start, stop)).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _title(dtype: np.dtype, shape: Sequence[int]) -> bytes:
+    return f"{dtype.str} {tuple(shape)}\n".encode()
 
 
 def blocks(size: int, length: int = BLOCK) -> Iterator[tuple[int, int]]:
@@ -143,15 +148,35 @@ class Store:
             raise StoreFull(*error.args) from None
         self.arrays: list[StoredArray] = []
         self.size = 0
+        self._digest = hashlib.sha256()
+        self._titles: list[tuple[int, bytes]] = []  # where each array begins, and what its hash begins with
+        self._added = 0
         for shape, stored, dtype in like:
             self.arrays.append(StoredArray(self.file, self.size, shape, stored, dtype))
+            self._titles.append((self.size, _title(stored, shape)))
             self.size += math.prod(shape) * stored.itemsize
 
     def add(self, content: bytes) -> None:
         """The next bytes. Raises StoreFull."""
+        self._hash(content)
         view = memoryview(content)
         try:
             while view:
                 view = view[self.file.write(view) :]
         except OSError as error:
             raise StoreFull(*error.args) from None
+
+    def sha256(self) -> str:
+        """hash_arrays of its arrays as they are in the file, without reading them again, once all bytes are there."""
+        self._hash(b"")
+        return self._digest.hexdigest()
+
+    def _hash(self, content: bytes) -> None:
+        view, end = memoryview(content), self._added + len(content)
+        while self._titles and self._titles[0][0] <= end:
+            begin, title = self._titles.pop(0)
+            self._digest.update(view[: begin - self._added])
+            view, self._added = view[begin - self._added :], begin
+            self._digest.update(title)
+        self._digest.update(view)
+        self._added = end

@@ -105,7 +105,7 @@ def test_without_a_single_answer_the_round_is_lost(make, what):
 
 def test_compressed_weights_travel_in_half_the_bytes(make):
     weights = [np.ones(1000, np.float32), np.array(3)]
-    sent = make(1, compress="fp16").parameters(weights).tensors
+    sent = make(1, compress="fp16").parameters(weights).parameters.tensors
     assert [len(tensor) - 128 for tensor in sent] == [2 * 1000, 8]
 
 

@@ -63,6 +63,15 @@ def read_weights(parameters: Parameters, buffer_positions: Sequence[int] = ()) -
     return weights
 
 
+def travelled(parameters: Parameters) -> Sequence[Any] | None:
+    """The arrays of a message as they came, whatever they are; None where they can't be read. Never unpickles."""
+    try:
+        whole = [_read_array(tensor, i) for i, tensor in enumerate(parameters.tensors)]
+        return parameters.arrays if isinstance(parameters, InPieces) else whole or None
+    except BadUpdate:
+        return None
+
+
 def validate_fit(
     res: FitRes, partition: int, weights: list[np.ndarray], declared: int, compress: str = "none"
 ) -> Update:

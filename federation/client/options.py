@@ -46,6 +46,12 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add_device_flag(parser)
     add("--slowdown", type=float, default=1, metavar="F", help="sleep to be F times slower: for experiments")
     add("--save", metavar="FILE", help="keep the final global model, as safetensors")
+    add(
+        "--audit",
+        default="audit",
+        metavar="FOLDER",
+        help="keep a record of what goes out and comes in: ID-client-N.jsonl",
+    )
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
     add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
     add("--ca-certificate", metavar="FILE", help="the authority of the server's TLS certificate; turns TLS on")

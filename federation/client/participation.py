@@ -2,13 +2,17 @@
 
 import argparse
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from federation.client.connection import connect
 from federation.client.session import Session
 from federation.client.summary import about, show_final_model
+from federation.console import fail
 from federation.protocol import Assignment
+from federation.security.audit import AuditLog, privacy_of
 from federation.security.secret import load_secret
 from federation.security.tls import read_authority
 from federation.task import saved_model
@@ -22,6 +26,7 @@ def take_part(args: argparse.Namespace, open_data: Callable[[], tuple[Callable[[
     that makes the client of an assignment, and the names of the data's classes.
     """
     secret = load_secret(args.secret_file)
+    folder = audit_folder(args.audit)
     certificates = read_authority(args.ca_certificate)
     open_client, classes = open_data()
     session = Session(
@@ -31,8 +36,28 @@ def take_part(args: argparse.Namespace, open_data: Callable[[], tuple[Callable[[
         wanted_partition=args.partition_id,
         slowdown=args.slowdown,
         share_cores=functools.partial(share_cores, args.threads),
+        open_audit=functools.partial(open_audit, folder),
     )
     connect(session, args.server, wait=args.wait, root_certificates=certificates)
     if args.save:
         saved_model.save(args.save, session.client.network, about(session.client))
     show_final_model(session, args.save)
+
+
+def audit_folder(path: str) -> Path:
+    """Where the client's record is kept. Exits with 1 and one line where nothing can be written there."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        words = f"--audit {path} can't be written ({error.strerror})"
+        fail(f"{words}, and without a record there is no training; name another folder")
+    return folder
+
+
+def open_audit(folder: Path, assignment: Assignment) -> AuditLog:
+    """The record of a client's part in a run; one that comes back goes on with its file."""
+    party, run = f"client {assignment.partition}", assignment.run_id
+    name = f"{run or 'run'}-{party.replace(' ', '-')}.jsonl"
+    return AuditLog(folder / name, run, party, privacy=privacy_of(assignment.recipe))

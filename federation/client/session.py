@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 from federation.client.disclosure import code_failed, host_name, numbers, summarise
 from federation.client.transfer import Transfer
-from federation.compression import pack, travels_as, unpack
+from federation.compression import num_bytes, pack, travels_as, unpack
 from federation.config import Recipe
 from federation.console import clean, fail, say
+from federation.pieces import hash_arrays
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_run_id
+from federation.security.audit import SERVER, AuditLog, session_name
 from federation.security.secret import proof
 
 import numpy as np
@@ -54,6 +56,7 @@ class Session(NumPyClient):
         wanted_partition: int | None = None,
         slowdown: float = 1,
         share_cores: Callable[[int], None] = lambda clients_on_host: None,
+        open_audit: Callable[[Assignment], AuditLog] = lambda assignment: AuditLog(),
     ) -> None:
         self.open_client = open_client
         self.classes = classes
@@ -61,6 +64,8 @@ class Session(NumPyClient):
         self.wanted_partition = -1 if wanted_partition is None else wanted_partition
         self.slowdown = slowdown
         self.share_cores = share_cores
+        self.open_audit = open_audit
+        self.audit = AuditLog()
         self.instance = secrets.token_hex(16)
         self.assignment: Assignment | None = None
         self.client: Any = None
@@ -89,17 +94,20 @@ class Session(NumPyClient):
 
     def _weights(self, config: dict) -> list[np.ndarray]:
         """The network's, as they travel where the server says that it knows their dtypes."""
-        return pack(self.client.get_parameters(config), self._recipe.compress if "packed" in config else "none")
+        weights = pack(self.client.get_parameters(config), self._recipe.compress if "packed" in config else "none")
+        self._record("frozen-weights" if "frozen" in config else "untrained-model", None, weights)
+        return weights
 
     def _fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
         if "measure" in config:
             return self._measure(parameters, config)
         began = self._prepare(config)
-        weights, examples, metrics = self.client.fit(self._unpacked(parameters, config), config)
+        weights, examples, metrics = self.client.fit(self._taken("model-to-train", parameters, config), config)
         seconds = self._slow_down(began)
         losses = "".join(f", {name.removeprefix('train_')} {value:.3f}" for name, value in numbers(metrics).items())
         say(f"{title(config)}: trained on {examples:,} examples in {seconds:.1f} s{losses}")
         packed = pack(weights, self._recipe.compress)
+        self._record("update", config["server_round"], packed)
         if "in_pieces" in config:
             self._transfer.keep("update", packed)
             packed = []
@@ -108,16 +116,20 @@ class Session(NumPyClient):
     def _measure(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
         """BatchNorm's statistics of a model that the server has just averaged."""
         began = self._prepare(config)
-        statistics, examples, metrics = self.client.measure(self._unpacked(parameters, config), config)
+        model = self._taken("model-to-measure", parameters, config)
+        statistics, examples, metrics = self.client.measure(model, config)
         self._slow_down(began)
-        return pack(statistics, self._recipe.compress), examples, metrics
+        packed = pack(statistics, self._recipe.compress)
+        self._record("statistics", config["server_round"], packed)
+        return packed, examples, metrics
 
     def _evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
         began = self._prepare(config)
-        loss, examples, metrics = self.client.evaluate(self._unpacked(parameters, config), config)
+        kind = "statistics-to-evaluate" if "measured" in config else "model-to-evaluate"
+        loss, examples, metrics = self.client.evaluate(self._taken(kind, parameters, config), config)
         self._slow_down(began)
         self.metrics = {"loss": loss, **metrics}
-        return loss, examples, numbers(metrics)
+        return loss, examples, {**numbers(metrics), **self._heads("scores", config["server_round"], config)}
 
     def _prepare(self, config: dict) -> float:
         """Take a share of the machine's cores; returns when the work began."""
@@ -129,11 +141,15 @@ class Session(NumPyClient):
         time.sleep((time.monotonic() - began) * (self.slowdown - 1))
         return time.monotonic() - began
 
-    def _unpacked(self, parameters: list[np.ndarray], config: dict) -> list[np.ndarray]:
+    def _taken(self, kind: str, parameters: list[np.ndarray], config: dict) -> list[np.ndarray]:
+        """A model that came in, recorded as it travelled, in the network's dtypes."""
         if "in_pieces" in config:
             # Into the network at once, so that what came in takes no room while it trains.
-            self.client.set_parameters(unpack(self._transfer.take(), self._views()))
+            came = self._transfer.take()
+            self._record(kind, config["server_round"], came, came_in=True)
+            self.client.set_parameters(unpack(came, self._views()))
             return self._views()
+        self._record(kind, config["server_round"], parameters, came_in=True)
         if "measured" in config:  # the model is here, as it was measured on: only the statistics have come
             model = self._views()
             for i, array in zip(self.client.batchnorm_positions, parameters, strict=True):
@@ -142,6 +158,24 @@ class Session(NumPyClient):
         if self._recipe.compress == "none":
             return parameters
         return unpack(parameters, self.client.get_parameters({}))
+
+    # The record of what went out and came in
+
+    def _record(
+        self, kind: str, server_round: int | None, arrays: list[np.ndarray] | None = None, came_in: bool = False
+    ) -> None:
+        """Before it leaves, or before it is used. Raises audit.Unwritable, so that nothing goes unrecorded."""
+        if self.audit.path:
+            what: dict[str, Any] = {"sender": SERVER} if came_in else {"receiver": SERVER}
+            if arrays is not None:
+                what |= {"sha256": hash_arrays(arrays), "bytes": num_bytes(arrays, "none")}
+            self.audit.write(kind, server_round, session=session_name(self.instance), **what)
+
+    def _heads(self, kind: str, server_round: int | None, told: dict) -> dict[str, str]:
+        """Record a message without arrays; where the server told its record's head, keep that, and return ours."""
+        self.audit.take(told, server_round, SERVER)
+        self._record(kind, server_round)
+        return self.audit.told(server_round) if "audit" in told else {}
 
     @property
     def _recipe(self) -> Recipe:
@@ -169,13 +203,19 @@ class Session(NumPyClient):
             statistics = config.get("columns", "")
             place, run_id = (config["partition"], config["num_partitions"]), read_run_id(config.get("run", ""))
             assignment = Assignment(*place, recipe, classes, statistics, run_id)
+            if assignment != self.assignment:
+                self.audit.close()
+                self.audit = self.open_audit(assignment)
+            self._record("assignment", None, came_in=True)
             if assignment != self.assignment or self.client is None:
                 self.client = None  # lets the old partition's examples go before the new ones are read
                 self.client = self.open_client(assignment)
             else:
                 say(f"back in place {assignment.partition}")
             self.assignment = assignment
-            return summarise(self.client)
+            summary = summarise(self.client)
+            self._record("data-summary", None)
+            return summary
         except Exception as error:
             return self._fail(error)
 
@@ -184,6 +224,7 @@ class Session(NumPyClient):
         try:
             if "statistics" not in config:
                 one, means = self.client, json.loads(config.get("means", "{}"))
+                self._record("column-sums", None)
                 return {
                     "columns": json.dumps(one.task.column_sums(one.dataset, one.train_rows, one.recipe.seed, means))
                 }
@@ -223,7 +264,13 @@ class Session(NumPyClient):
         if self.close_reason.kind == "wait" and self.close_reason.words != self.waiting:
             self.waiting = self.close_reason.words
             say(f"{self.waiting}; asking again every {RETRY_SECONDS} s")
-        return {}
+            return {}
+        try:
+            self.audit.take(config, None, SERVER)
+            self.audit.write("end", outcome=self.close_reason.kind, session=session_name(self.instance))
+            return self.audit.told() if "audit" in config else {}
+        except OSError as error:
+            return self._fail(error)
 
     # Failures
 

@@ -1,5 +1,6 @@
 """Who takes part: which client holds which partition, and what it said of its data."""
 
+import contextlib
 import math
 import secrets
 import threading
@@ -12,6 +13,7 @@ from federation.config import ACCURACY, Metric, Recipe
 from federation.console import clean, say
 from federation.participants.agreement import conflict, initial_conflict, remark
 from federation.protocol import DataSummary, TaskSummary
+from federation.security.audit import AuditLog, session_name
 
 import numpy as np
 from flwr.server import ClientManager as FlowerClientManager
@@ -77,6 +79,8 @@ class ClientManager(FlowerClientManager):
         self.recipe = recipe
         self.notify = notify
         self.run_id = ""  # of history.json
+        self.audit = AuditLog()
+        self.farewell: dict[str, str] = {}  # what goes to all with the reason why the run is over
         self.salt = secrets.token_hex(16)  # of the names by which clients of one machine are known
         self.local = recipe.partitioner == "local"  # each client has data of its own
         self.classes: list[str] = classes or []  # the federation's
@@ -252,7 +256,10 @@ class ClientManager(FlowerClientManager):
             participant.train_examples, participant.test_examples = train, test
             participant.class_counts, participant.summary, participant.ready = counts, summary, True
             self.changed.notify_all()
-            return len(self.ready())
+            there = len(self.ready())
+        with contextlib.suppress(OSError):  # of a full disk the round's next line tells
+            self.audit.write("data-summary", sender=name, session=session_name(participant.instance))
+        return there
 
     def _remark(self, participant: Participant, summary: DataSummary, usual: DataSummary, name: str) -> None:
         """What is odd, but no reason to refuse."""

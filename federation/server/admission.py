@@ -1,5 +1,6 @@
 """Who may join: first come, first served for the partitions, after proof of the shared secret."""
 
+import contextlib
 import hmac
 import json
 import math
@@ -8,11 +9,13 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from federation.config import Recipe
 from federation.console import clean
 from federation.participants.client_manager import ClientManager, Participant, Refused
+from federation.participants.exchange import name_of, session_of
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, read_hello, read_summary
 from federation.security.secret import proof
 from federation.server.grpc_server import GrpcBridgeClosed
@@ -23,6 +26,7 @@ from flwr.server.client_proxy import ClientProxy
 VERIFY_SECONDS = 10  # a connection that says nothing for so long is dropped
 MOST_UNVERIFIED = 64  # connections at a time; of Flower's 1,000 streams the rest stays free for clients
 WAITERS = 1000  # on the waiting list
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Waitlisted(Exception):
@@ -223,22 +227,39 @@ class Admission(ClientManager):
         """Admit nobody any more, and tell every client; who is busy or dead loses the stream after so many seconds."""
         with self.changed:
             self.closed = True
-            clients = [each.client for each in self.participants.values()]
-        threads = [threading.Thread(target=self.tell, args=(client, kind, words), daemon=True) for client in clients]
+            there = list(self.participants.values())
+        threads = [threading.Thread(target=self._dismiss, args=(each, kind, words), daemon=True) for each in there]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + seconds
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def tell(self, client: ClientProxy, kind: str, words: str, code: int = 1, reconnect_in: int | None = None) -> None:
-        """Say why the stream ends, then end it with Flower's own ReconnectIns."""
+    def _dismiss(self, participant: Participant, kind: str, words: str) -> None:
+        """Tell it that the run is over; its last words hold the head of its own record."""
+        answer = self.tell(participant.client, kind, words, more=self.farewell)
+        with contextlib.suppress(OSError):  # a full disk is said elsewhere
+            self.audit.take(answer, None, name_of(participant), session=session_of(participant))
+
+    def tell(
+        self,
+        client: ClientProxy,
+        kind: str,
+        words: str,
+        code: int = 1,
+        reconnect_in: int | None = None,
+        more: Mapping[str, str] = NOTHING,
+    ) -> dict:
+        """Say why the stream ends, then end it with Flower's own ReconnectIns; returns what the client answers."""
+        answer: dict = {}
         try:
-            ask(client, {"ask": "told", "kind": kind, "words": words, "code": code}, VERIFY_SECONDS)
+            told = {"ask": "told", "kind": kind, "words": words, "code": code}
+            answer = ask(client, {**told, **more}, VERIFY_SECONDS)
             client.reconnect(ReconnectIns(seconds=reconnect_in), timeout=VERIFY_SECONDS, group_id=None)
         except Exception:  # a client that no longer listens can't be told
             pass
         close(client)  # it has left by itself, or it means to stay in our way
+        return answer
 
 
 def ask(client: ClientProxy, words: dict, timeout: float) -> dict:

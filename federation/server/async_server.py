@@ -12,6 +12,7 @@ from federation.aggregation.verdicts import Verdicts, Version
 from federation.compression import num_bytes
 from federation.console import say
 from federation.participants.client_manager import Participant
+from federation.participants.exchange import Outgoing
 from federation.results.history import VersionRecord
 from federation.results.run_folder import Checkpoint
 from federation.server.acceptance import FEWEST_TO_COMPARE
@@ -19,7 +20,7 @@ from federation.server.dispatch import SLICE, Request, RoundLost, RunFailed
 from federation.server.rounds import MAX_ATTEMPTS, FederatedServer, by_partition
 
 import numpy as np
-from flwr.common import EvaluateRes, FitRes, Parameters
+from flwr.common import EvaluateRes, FitRes
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class AsyncServer(FederatedServer):
         self.scores: dict[int, dict[int, Score]] = {}  # by version and partition
         self.verdicts = Verdicts(Version(0, weights))
         self.pace = Pace(self.settings.patience)
-        self.sent: tuple[int, Parameters] = (-1, self.dispatcher.parameters([]))
+        self.sent: tuple[int, Outgoing] = (-1, self.dispatcher.parameters([]))
         self.held_until: float | None = None  # an update came in, and more are expected in the same moment
         self.alone_since: float | None = None  # when too few clients were left
 
@@ -142,7 +143,7 @@ class AsyncServer(FederatedServer):
         request = self.dispatcher.start_fit(participant, hosts, parameters, job.number, version=job.version, **part)
         self.busy[request] = Work(job.version, self.buffer.weights, job)
 
-    def _parameters(self) -> Parameters:
+    def _parameters(self) -> Outgoing:
         """The newest version as it is sent, made once for all."""
         if self.sent[0] != self.buffer.version:
             self.sent = (self.buffer.version, self.dispatcher.parameters(self.buffer.weights))
@@ -290,6 +291,7 @@ class AsyncServer(FederatedServer):
         self.versions.append(record)
         self.rounds_done = self.buffer.version
         self.weights = self.buffer.weights
+        self.dispatcher.exchange.made(record.round, self.weights)
         self.folder.save_checkpoint(self._checkpoint())
 
     def _checkpoint(self) -> Checkpoint:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from federation import model_file, pieces
-from federation.aggregation.validation import BadUpdate, read_weights
+from federation.aggregation.validation import BadUpdate, read_weights, travelled
 from federation.compression import TooLarge, as_sent, num_bytes, pack, travels_as
 from federation.console import say
 from federation.participants.client_manager import ClientManager, Participant
+from federation.participants.exchange import Exchange, Outgoing
 from federation.protocol import TaskSummary
+from federation.security.audit import Unwritable
 from federation.server.settings import ServerSettings
 
 import numpy as np
@@ -28,7 +30,6 @@ from flwr.common import (
     GetParametersIns,
     GetParametersRes,
     GetPropertiesIns,
-    Parameters,
     Scalar,
     Status,
     ndarrays_to_parameters,
@@ -74,6 +75,7 @@ class Dispatcher:
         self.recipe = clients.recipe
         self.unit = unit  # what the run's progress is counted in
         self.folder: Path | None = None  # where large updates wait
+        self.exchange = Exchange(clients.audit, self.recipe.compress, travelled)
         self.stop = threading.Event()
         self.held: dict[int, tuple[Participant, list[np.ndarray]]] = {}  # who has measured which model, by partition
 
@@ -111,6 +113,8 @@ class Dispatcher:
         for participant in self.clients.ready():
             request = self._start(participant, self._fetcher(participant, config))
             for _, answer in self._wait_for_all([request]):
+                kind = "frozen-weights" if "frozen" in config else "untrained-model"
+                self.exchange.came(kind, participant, None, answer.parameters)
                 try:
                     return read(answer)
                 except (BadUpdate, TooLarge) as error:
@@ -138,7 +142,10 @@ class Dispatcher:
         """One of protocol.py's questions to all clients; the answers by partition. Who fails is left out."""
         ins, there = GetPropertiesIns(question), self.clients.ready()
         asked = [self._start(one, lambda client, timeout: client.get_properties(ins, timeout, 0)) for one in there]
-        return [(one, answer.properties) for one, answer in self._wait_for_all(asked)]
+        answers = self._wait_for_all(asked)
+        for one, _ in answers:
+            self.exchange.message("column-sums", one, None, {})
+        return [(one, answer.properties) for one, answer in answers]
 
     # A round
 
@@ -215,11 +222,12 @@ class Dispatcher:
 
     # One client at a time
 
-    def parameters(self, weights: list[np.ndarray]) -> Parameters:
+    def parameters(self, weights: list[np.ndarray]) -> Outgoing:
         """A global model as it is sent."""
         packed = pack(weights, self.recipe.compress)
         in_pieces = self._in_pieces(num_bytes(packed, "none"))
-        return self._pieces(packed) if in_pieces else ndarrays_to_parameters(packed)
+        parameters = self._pieces(packed) if in_pieces else ndarrays_to_parameters(packed)
+        return self.exchange.outgoing(parameters, packed, weights)
 
     def _in_pieces(self, size: int) -> bool:
         """Whether a model of so many bytes travels in pieces: a large one does, where all clients know how."""
@@ -234,17 +242,35 @@ class Dispatcher:
         return Counter(one.host for one in self.clients.ready())
 
     def start_fit(
-        self, participant: Participant, hosts: Counter[str], parameters: Parameters, number: int, **more: Scalar
+        self, participant: Participant, hosts: Counter[str], model: Outgoing, number: int, **more: Scalar
     ) -> Request:
         """Ask for a training; number is the round's or the training's, from which its randomness is drawn."""
-        ins = FitIns(parameters, {**_config(number, participant, hosts), **more})
-        return self._start(participant, lambda client, timeout: client.fit(ins, timeout, number))
+        ins = FitIns(model.parameters, {**_config(number, participant, hosts), **more})
+        out, back = ("model-to-measure", "statistics") if "measure" in more else ("model-to-train", "update")
+        self.exchange.sent(out, participant, number, model)
+
+        def fit(client: ClientProxy, timeout: float) -> FitRes:
+            answer = client.fit(ins, timeout, number)
+            self.exchange.came(back, participant, number, answer.parameters)
+            return answer
+
+        return self._start(participant, fit)
 
     def start_evaluate(
-        self, participant: Participant, hosts: Counter[str], parameters: Parameters, number: int, **more: Scalar
+        self, participant: Participant, hosts: Counter[str], model: Outgoing, number: int, **more: Scalar
     ) -> Request:
-        ins = EvaluateIns(parameters, {**_config(number, participant, hosts), **more})
-        return self._start(participant, lambda client, timeout: client.evaluate(ins, timeout, number))
+        config = {**_config(number, participant, hosts), **more, **self.exchange.head(number)}
+        ins = EvaluateIns(model.parameters, config)
+        self.exchange.sent(
+            "statistics-to-evaluate" if "measured" in more else "model-to-evaluate", participant, number, model
+        )
+
+        def evaluate(client: ClientProxy, timeout: float) -> EvaluateRes:
+            answer = client.evaluate(ins, timeout, number)
+            self.exchange.message("scores", participant, number, answer.metrics)
+            return answer
+
+        return self._start(participant, evaluate)
 
     def wait(self, requests: list[Request], timeout: float = SLICE) -> list[Request]:
         """Those that are over: answered, broken off or overdue. Waits for the first, but not for long."""
@@ -256,13 +282,13 @@ class Dispatcher:
     def answer(self, request: Request) -> Any | None:
         """What a client said that is over; None, and it is given up, where it broke off or takes too long.
 
-        Raises pieces.StoreFull where our disk could not take what it sent.
+        Raises pieces.StoreFull or audit.Unwritable where our disk could not take what it sent.
         """
         participant = request.participant
         if not request.future.done():
             limit = f"{self.settings.round_timeout:g} s (--round-timeout)"
             say(f"client {participant.partition} did not answer within {limit}")
-        elif request.future.exception() is None or isinstance(request.future.exception(), pieces.StoreFull):
+        elif isinstance(request.future.exception(), pieces.StoreFull | Unwritable | None):
             return request.future.result()
         # else the stream broke, or carried something that is no answer
         self.clients.lose(participant.client)

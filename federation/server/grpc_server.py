@@ -150,7 +150,7 @@ class Proxy(GrpcClientProxy):
             if not isinstance(content, bytes) or len(content) != wanted:
                 raise ValueError(f"a piece of {wanted} bytes was asked for, and not given")
             store.add(content)
-        return replace(model, arrays=store.arrays)
+        return replace(model, arrays=store.arrays, sha256=store.sha256())
 
     def _properties(self, question: dict, deadline: float) -> dict:
         with self.pieces:

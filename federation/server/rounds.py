@@ -1,5 +1,6 @@
 """The rounds of federated averaging: first one round, then all that a long run needs around it."""
 
+import contextlib
 import json
 import signal
 import time
@@ -20,6 +21,7 @@ from federation.results.history import COSINE, STEP_SIZE, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
+from federation.security.audit import FILE, AuditLog, privacy_of
 from federation.server.acceptance import Acceptance, Evaluation, without_culprit
 from federation.server.dispatch import Dispatcher, RoundLost, RunFailed, Stopped
 from federation.server.settings import ServerSettings
@@ -110,6 +112,7 @@ class FederatedServer(Server):
         self.settings = settings
         self.folder, self.history, self.checkpoint = run.folder, run.history, run.checkpoint
         clients.initial, clients.run_id = run.initial, run.id
+        clients.audit = self.audit = AuditLog(run.folder.path / FILE, run.id, privacy=privacy_of(self.recipe))
         self.observers = observers or Observers([])
         self.dispatcher = Dispatcher(clients, settings, self.unit)
         self.dispatcher.folder = self.folder.path
@@ -143,13 +146,13 @@ class FederatedServer(Server):
         try:
             self._run()
             self.exit_code = 0
-            self.clients.close("finished", f"the run is done after {self.rounds_done} {self.unit}s")
+            self._close("finished", f"the run is done after {self.rounds_done} {self.unit}s")
         except Stopped:
             self.exit_code = 128 + self.signal_number
             name = signal.Signals(self.signal_number).name
             words = f"stopped by {name} after {self.unit} {max(0, self.rounds_done)}"
             say(f"{words}; go on with: {self._resume()}" if self.history.rounds else words)
-            self.clients.close("stopped", f"the server was {words}", seconds=2)
+            self._close("stopped", f"the server was {words}", seconds=2)
         except (RunFailed, OSError) as error:
             words = str(error)
             if isinstance(error, OSError):
@@ -158,20 +161,31 @@ class FederatedServer(Server):
                 )
             resumable = self.history.rounds and (not isinstance(error, RunFailed) or error.resumable)
             say(f"error: {words}" + (f"; then go on with: {self._resume()}" if resumable else ""))
-            self.clients.close("failed", words)
+            self._close("failed", words)
         except TooLarge as error:
             words = f"the new model can't be sent: {error}; begin a new run without it"
             say(f"error: {words}")
-            self.clients.close("failed", words)
+            self._close("failed", words)
         except Exception as error:  # a fault of ours: show all of it, but let nobody wait for us
             traceback.print_exc()
-            self.clients.close("failed", f"the server failed ({type(error).__name__})")
+            self._close("failed", f"the server failed ({type(error).__name__})")
         self.observers.end(self.exit_code)
+
+    def _close(self, kind: str, words: str, seconds: float = 3.0) -> None:
+        """Tell the clients, and close the record, as far as the disk takes it: why the run ends was said before."""
+        with contextlib.suppress(OSError):
+            self.clients.farewell |= self.audit.told()
+        self.clients.close(kind, words, seconds)
+        with contextlib.suppress(OSError):
+            self.audit.write("end", outcome=kind)
+            self.audit.sync()
+        self.audit.close()
 
     def _resume(self) -> str:
         return command_line("python", "server.py", "--resume", self.folder.path)
 
     def _run(self) -> None:
+        self.audit.sync()
         self._gather_first()
         counts = {str(one.partition): one.class_counts for one in self.clients.ready() if one.class_counts}
         assert self.clients.agreed  # by all who are there
@@ -299,6 +313,7 @@ class FederatedServer(Server):
     def _finish_round(self, record: RoundRecord) -> None:
         """Write the round down, then say it: what the table shows is safe on disk."""
         self.rounds_done = record.round
+        self.dispatcher.exchange.made(record.round, self.weights)
         self.history.rounds.append(record)
         self.folder.save_checkpoint(Checkpoint(record.round, self.weights, self.aggregator.state(), self.history))
         self._say(record)
