@@ -9,7 +9,7 @@ COPY LICENSE ./
 COPY pyproject.toml ./
 COPY *.py ./
 COPY federation federation/
-RUN useradd --create-home --uid 1000 federation && install --directory --owner federation data runs
+RUN useradd --create-home --uid 1000 federation && install --directory --owner federation audit data runs
 USER federation
 ENTRYPOINT ["python"]
 CMD ["server.py", "--help"]

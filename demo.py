@@ -186,7 +186,8 @@ def main() -> int:
         for number in range(args.clients):
             where = ["--server", address, "--dataset", datasets[number % len(datasets)], *data_dir]
             # Clients get partitions by themselves; asked for, the numbers on the screen agree.
-            processes.start(f"client {number}", ["client.py", *where, "--partition-id", str(number), "--wait", "60"])
+            where += ["--partition-id", str(number), "--wait", "60", "--audit", str(run_dir / "audit")]
+            processes.start(f"client {number}", ["client.py", *where])
         codes = processes.wait()
     finally:
         processes.end()

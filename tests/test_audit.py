@@ -13,9 +13,11 @@ from federation.pieces import PIECE, Store, cut, hash_arrays
 from federation.security import audit, audit_check
 from federation.security.audit import KEYS, AuditLog, Unwritable, privacy_of
 from federation.security.audit_check import compare, read_record
+from federation.security.identity import Identity
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.common import Code, EvaluateRes, FitRes, GetParametersRes, Status
 from flwr.common import ndarrays_to_parameters as packed
 from flwr.common import parameters_to_ndarrays as unpacked
@@ -370,6 +372,43 @@ def test_a_client_that_is_lost_in_a_round_leaves_a_record_that_verifies(tmp_path
     server = federation(tmp_path, [Learner(), Learner(fit=lost)], back=True)
     server.federate()
     assert read_record(server.folder.path / "audit.jsonl").problems == []
+
+
+# Keys
+
+
+def signed_run(folder: Path) -> tuple[Path, Path]:
+    server, (_, client) = run_with_records(folder, identities=(None, Identity.new()))
+    return server, client
+
+
+def test_heads_are_signed_where_a_party_has_a_key(tmp_path):
+    server, client = signed_run(tmp_path)
+    assert compare(read_record(server), read_record(client)) == []
+    (key,) = read_record(client).keys("client 1")
+    heads = [line for line in read_record(server).lines if line["kind"] == "head" and line["from"] == "client 1"]
+    assert len(heads) == 4  # rounds 0 to 2, and its last words
+    text = f"federation audit\n{heads[1]['run']}\n1\n{heads[1]['head']}".encode()
+    Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(heads[1]["signature"]), text)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed("head", signature="0" * 128), "the signature is not by the key of"),
+        (lambda lines: [{k: v for k, v in e.items() if k != "signature"} for e in lines], "did not sign its head"),
+    ],
+)
+def test_a_head_that_its_party_did_not_sign_is_found(change, words, tmp_path):
+    server, client = signed_run(tmp_path)
+    rewritten(server, change)
+    assert any(words in problem for problem in compare(read_record(server), read_record(client)))
+
+
+def test_a_party_that_shows_another_key_than_the_server_knew_it_by_is_found(tmp_path):
+    server, client = signed_run(tmp_path)
+    rewritten(server, changed("data-summary", key="a" * 64))
+    assert any("by another key" in problem for problem in compare(read_record(server), read_record(client)))
 
 
 # Pieces

@@ -22,7 +22,12 @@ MAY_IMPORT = {
     "server": {"shared", "security", "aggregation", "results", "participants", "server"},
     "operations": {"shared", "security", "results", "server", "operations"},
 }
-COMMANDS = {"federation.certificates", "federation.report"}  # names for `python -m`, of a function in a room
+COMMANDS = {
+    "federation.audit",
+    "federation.certificates",
+    "federation.identity",
+    "federation.report",
+}  # names for `python -m`, of a function in a room
 PRIVATE = ("flwr.server.superlink", "flwr.proto", "flwr.supercore", "flwr.client.message_handler", "flwr.compat")
 PRIVATE += ("flwr.common.serde",)
 MAY_IMPORT_PRIVATE = {"federation.server.grpc_server", "federation.client.connection"}

@@ -12,7 +12,7 @@ from federation.client.session import Session
 from federation.client.summary import about, show_final_model
 from federation.console import fail
 from federation.protocol import Assignment
-from federation.security.audit import AuditLog, privacy_of
+from federation.security.audit import AuditLog, Signer, privacy_of
 from federation.security.secret import load_secret
 from federation.security.tls import read_authority
 from federation.task import saved_model
@@ -36,7 +36,7 @@ def take_part(args: argparse.Namespace, open_data: Callable[[], tuple[Callable[[
         wanted_partition=args.partition_id,
         slowdown=args.slowdown,
         share_cores=functools.partial(share_cores, args.threads),
-        open_audit=functools.partial(open_audit, folder),
+        open_audit=functools.partial(open_audit, folder, None),
     )
     connect(session, args.server, wait=args.wait, root_certificates=certificates)
     if args.save:
@@ -56,8 +56,8 @@ def audit_folder(path: str) -> Path:
     return folder
 
 
-def open_audit(folder: Path, assignment: Assignment) -> AuditLog:
+def open_audit(folder: Path, identity: Signer | None, assignment: Assignment) -> AuditLog:
     """The record of a client's part in a run; one that comes back goes on with its file."""
     party, run = f"client {assignment.partition}", assignment.run_id
     name = f"{run or 'run'}-{party.replace(' ', '-')}.jsonl"
-    return AuditLog(folder / name, run, party, privacy=privacy_of(assignment.recipe))
+    return AuditLog(folder / name, run, party, privacy=privacy_of(assignment.recipe), identity=identity)

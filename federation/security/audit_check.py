@@ -7,14 +7,13 @@ gone out at the other.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from federation.console import Parser, clean, fail, say
+from federation.security import identity
 from federation.security.audit import ARRAYS, FIRST, KEYS, KINDS, SERVER, line_of, signed_text
-
-Verify = Callable[[str, str, bytes], bool]  # public key, signature, message: security/identity.py's verify
 
 EPILOG = """\
 exit code: 0 nothing was changed, 1 something was, or can't be verified, 2 wrong use
@@ -46,10 +45,9 @@ class Record:
     def party(self) -> str:
         return self.first.get("from", "")
 
-    @property
-    def key(self) -> str:
-        """The party's public key, "" where it has none."""
-        return next((line["key"] for line in self.lines if "key" in line and line["from"] == self.party), "")
+    def keys(self, *parties: str) -> set[str]:
+        """The public keys that these have, as it says; none where they have none."""
+        return {line["key"] for line in self.lines if "key" in line and line["from"] in parties}
 
     @property
     def ended(self) -> bool:
@@ -114,7 +112,7 @@ def _read_line(text: bytes) -> tuple[dict, str]:
     return line, "" if line_of(line) == text else "is not written as a record writes it"
 
 
-def compare(one: Record, other: Record, verify: Verify | None = None) -> list[str]:
+def compare(one: Record, other: Record) -> list[str]:
     """What does not fit between a server's record and a client's."""
     server, client = (one, other) if one.party == SERVER else (other, one)
     if server.run != client.run:
@@ -126,7 +124,11 @@ def compare(one: Record, other: Record, verify: Verify | None = None) -> list[st
     problems = list(_came_in(client, client.of_sessions(sessions), server, ours))
     problems += _came_in(server, ours, client, client.of_sessions(sessions))
     for holder, lines, party in ((server, ours, client), (client, client.lines, server)):
-        problems += _heads(holder, [line for line in lines if line.get("kind") == "head"], party, verify)
+        heads = [line for line in lines if line.get("kind") == "head"]
+        theirs, as_known = party.keys(party.party), holder.keys(*(line["from"] for line in heads))
+        if as_known and theirs != as_known:
+            problems.append(f"{holder.name} knows its party by another key than {party.name} has")
+        problems += _heads(holder, heads, party, theirs)
     return problems
 
 
@@ -154,7 +156,7 @@ def _title(line: dict) -> str:
     return line["kind"] + (f" of round {line['round']}" if line["round"] is not None else "")
 
 
-def _heads(holder: Record, heads: Sequence[dict], party: Record, verify: Verify | None) -> Iterator[str]:
+def _heads(holder: Record, heads: Sequence[dict], party: Record, keys: set[str]) -> Iterator[str]:
     """Every head that one party told is the hash of a line in its file, in this order; signatures are its own."""
     places = {each: place for place, each in enumerate(party.hashes)}
     newest = 0
@@ -169,10 +171,12 @@ def _heads(holder: Record, heads: Sequence[dict], party: Record, verify: Verify 
         elif place < newest:
             yield f"{holder.name}, line {number}: an older head of {party.name} than in the lines before"
         newest = max(newest, place or 0)
-        if "signature" in line and verify:
-            text = signed_text(line["run"], line["round"], line["head"])
-            if not party.key or not verify(party.key, line["signature"], text):
-                yield f"{holder.name}, line {number}: the signature is not by the key of {party.name}"
+        text = signed_text(line["run"], line["round"], line["head"])
+        if "signature" not in line:
+            if keys:
+                yield f"{holder.name}, line {number}: {party.name} has a key, and did not sign its head"
+        elif not any(identity.verify(key, line["signature"], text) for key in keys):
+            yield f"{holder.name}, line {number}: the signature is not by the key of {party.name}"
 
 
 def describe(record: Record) -> Iterator[str]:
@@ -183,6 +187,7 @@ def describe(record: Record) -> Iterator[str]:
     yield f"{record.name}: {clean(record.party, 80)}, run {clean(record.run, 20)}, {len(record.lines):,} lines{last}"
     if times:
         yield f"  from {clean(times[0], 30)} to {clean(times[-1], 30)}"
+    yield from (f"  key {_fingerprint(key)}" for key in sorted(record.keys(record.party)))
     yield from (f"  note: {note}" for note in record.notes)
     if record.problems:
         yield from (f"  WRONG: {problem}" for problem in record.problems[:10])
@@ -195,6 +200,13 @@ def describe(record: Record) -> Iterator[str]:
             "  every line follows the one before, but none closes it: the run goes on, or was killed, or the end "
             "was cut off; the other party's file tells"
         )
+
+
+def _fingerprint(key: str) -> str:
+    try:
+        return identity.fingerprint(key)
+    except ValueError:
+        return f"{clean(key, 20)}, which is none"
 
 
 def main() -> int:

@@ -183,7 +183,11 @@ class Federation:
         """python client.py on generated images."""
         name = f"client process {len(self.processes)}"
         return self.start(
-            name, ROOT / "client.py", "--server", self.address, "--dataset", "synthetic", *flags, **options
+            name,
+            ROOT / "client.py",
+            *("--server", self.address, "--dataset", "synthetic", "--audit", self.folder / "audit"),
+            *flags,
+            **options,
         )
 
     def tiny(self, *flags: object, **options: object) -> Process:
