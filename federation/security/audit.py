@@ -47,8 +47,9 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "signature": str,  # with that key, of signed_text(run, round, head)
     "outcome": str,  # how the run ended: a kind of protocol.CloseReason
 }
-ARRAYS = ("untrained-model", "frozen-weights", "model-to-train", "update", "model-to-measure", "statistics")
-ARRAYS += ("statistics-to-evaluate", "model-to-evaluate")
+GOES_OUT = ("model-to-train", "model-to-measure", "statistics-to-evaluate", "model-to-evaluate")  # of the server
+COMES_IN = ("untrained-model", "frozen-weights", "update", "statistics")  # to the server
+ARRAYS = (*GOES_OUT, *COMES_IN)
 MESSAGES = ("assignment", "data-summary", "column-sums", "scores")
 KINDS = (*ARRAYS, *MESSAGES, "begin", "resume", "model", "head", "end")
 
