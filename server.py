@@ -9,8 +9,7 @@ from federation.process import allow_many_connections, exit_now, give_memory_bac
 from federation.results.observers import open_observers
 from federation.results.report import finish
 from federation.results.run_folder import open_run, recorder
-from federation.security.secret import load_secret
-from federation.security.tls import read_server_files
+from federation.security.credentials import ServerCredentials
 from federation.server import engine_app
 from federation.server.admission import Admission
 from federation.server.async_server import SERVERS
@@ -25,17 +24,16 @@ app = ServerApp(server_fn=engine_app.components)  # for `flwr run`; the rest is 
 def main() -> None:
     args = parse_args(__doc__)
     settings = args.settings
-    secret = load_secret(args.secret_file)
-    certificates = read_server_files(args.ca_certificate, args.certificate, args.private_key)
+    credentials = ServerCredentials.load(args)
     check_port(args.address)
     observers = open_observers(args.tensorboard)
     run = open_run(args)
 
     clients = Admission(  # first come, first served
-        settings.clients,
+        args.partitions,
         args.recipe,
         recorder(run.history.events),
-        secret=secret,
+        credentials=credentials,
         waiting_list=not args.no_waiting_list,
         load_timeout=settings.round_timeout,
         classes=args.classes,
@@ -43,9 +41,9 @@ def main() -> None:
     )
     strategy = STRATEGIES[settings.strategy]  # Flower's FedAvg unless --strategy names another
     server = SERVERS[settings.mode](clients, strategy, settings, run, observers)
-    tls = " with TLS" if certificates else ""
+    tls = " with TLS" if credentials.certificates else ""
     say(f"server on {args.address}{tls}: {describe(args)}; results in {run.folder.path}")
-    serve(server, args, certificates)
+    serve(server, args, credentials.certificates)
     if server.exit_code == 0:
         finish(run.folder)
     exit_now(server.exit_code)  # a thread may still be waiting for a frozen client

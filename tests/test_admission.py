@@ -184,7 +184,7 @@ def test_beyond_loopback_the_server_wants_tls_and_secret_or_insecure(monkeypatch
     with pytest.raises(SystemExit) as end:
         parse_args("", given)
     assert end.value.code == 2
-    assert "is open to other machines; give --secret-file and TLS" in capsys.readouterr().err
+    assert "is open to other machines; give --members or --secret-file, and TLS" in capsys.readouterr().err
     assert parse_args("", [*given, "--insecure"]).insecure
     assert parse_args("", ["--address", "0.0.0.0:8080", *flags["secret"], *flags["tls"]])
     assert parse_args("", ["--address", "[::1]:8080"])

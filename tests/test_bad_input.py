@@ -89,7 +89,7 @@ SERVER = {
     "--address 127.0.0.1:99999": "--address '127.0.0.1:99999' is not HOST:PORT, such as",
     "--address 127.0.0.1:0": "--address needs a port from 1 to 65535, got 0",
     "--address ::1:8080": "--address '::1:8080' is not HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080",
-    "--address 0.0.0.0:8080": "--address 0.0.0.0:8080 is open to other machines; give --secret-file and TLS",
+    "--address 0.0.0.0:8080": "--address 0.0.0.0:8080 is open to other machines; give --members or --secret-file",
     "--address 10.0.0.1:8080 --secret-file s": "--address 10.0.0.1:8080 is open to other machines; give",
     "--certificate c.pem": "TLS needs all of --certificate, --private-key and --ca-certificate; make them with",
     "--private-key k.pem --ca-certificate a.pem": "TLS needs all of --certificate, --private-key and",

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from federation.config import Recipe
 from federation.participants.client_manager import Participant, Refused, different_classes
 from federation.protocol import DataSummary
+from federation.security.credentials import ServerCredentials
 from federation.security.secret import proof
 from federation.server import admission, engine_app
 from federation.server.dispatch import RunFailed
@@ -127,7 +128,7 @@ def test_lists_of_classes_in_another_order_are_said_to_be():
 
 @pytest.mark.parametrize(("claim", "how"), [("", "missing"), ("0" * 64, "wrong")])
 def test_without_proof_of_the_secret_a_client_is_refused(claim, how):
-    client = FakeAdmission(secret=b"battery").joins(proof=claim)
+    client = FakeAdmission(credentials=ServerCredentials(b"battery")).joins(proof=claim)
     assert client.told["kind"] == "refused"
     assert client.told["words"].startswith(f"{how} shared secret; start the client with the --secret-file")
     assert client.assigned == {}, "it hears nothing of the run"
@@ -140,7 +141,7 @@ def test_with_proof_of_the_secret_it_joins():
                 self.hello["proof"] = proof(b"battery", ins.config["nonce"])
             return super().get_properties(ins, timeout, group_id)
 
-    fake = FakeAdmission(secret=b"battery")
+    fake = FakeAdmission(credentials=ServerCredentials(b"battery"))
     assert fake.admitted(fake.joins(Knowing()))
 
 

@@ -15,6 +15,7 @@ from federation.client.session import Session
 from federation.config import Recipe
 from federation.console import PublicError
 from federation.protocol import Assignment, read_hello, read_summary
+from federation.security.credentials import ClientCredentials
 from federation.security.secret import proof
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_two_sessions_are_two_clients_on_one_machine_under_a_name_for_this_run()
 
 
 def test_the_secret_is_proved_for_each_nonce_and_never_said():
-    session = Session(Client, ["cat"], secret=b"battery")
+    session = Session(Client, ["cat"], credentials=ClientCredentials(b"battery"))
     answers = [session.get_properties({"ask": "hello", "nonce": nonce}) for nonce in ("one", "two")]
     assert [answer["proof"] for answer in answers] == [proof(b"battery", nonce) for nonce in ("one", "two")]
     assert "battery" not in json.dumps(answers)

@@ -54,6 +54,8 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     )
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
     add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
+    add("--identity", metavar="FILE", help="this client's own key, where the server admits members; see deploy.md")
+    add("--server-key", metavar="FILE", help="the server's .pub file: take part in no other server's runs")
     add("--ca-certificate", metavar="FILE", help="the authority of the server's TLS certificate; turns TLS on")
     args = parser.parse_args(argv)
     try:

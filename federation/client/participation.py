@@ -13,8 +13,7 @@ from federation.client.summary import about, show_final_model
 from federation.console import fail
 from federation.protocol import Assignment
 from federation.security.audit import AuditLog, Signer, privacy_of
-from federation.security.secret import load_secret
-from federation.security.tls import read_authority
+from federation.security.credentials import ClientCredentials
 from federation.task import saved_model
 from federation.task.compute import share_cores
 
@@ -25,20 +24,19 @@ def take_part(args: argparse.Namespace, open_data: Callable[[], tuple[Callable[[
     open_data: opens the client's data, which may take a while, so credentials are read before; returns the function
     that makes the client of an assignment, and the names of the data's classes.
     """
-    secret = load_secret(args.secret_file)
+    credentials = ClientCredentials.load(args)
     folder = audit_folder(args.audit)
-    certificates = read_authority(args.ca_certificate)
     open_client, classes = open_data()
     session = Session(
         open_client,
         classes,
-        secret=secret,
+        credentials=credentials,
         wanted_partition=args.partition_id,
         slowdown=args.slowdown,
         share_cores=functools.partial(share_cores, args.threads),
-        open_audit=functools.partial(open_audit, folder, None),
+        open_audit=functools.partial(open_audit, folder, credentials.identity),
     )
-    connect(session, args.server, wait=args.wait, root_certificates=certificates)
+    connect(session, args.server, wait=args.wait, root_certificates=credentials.authority)
     if args.save:
         saved_model.save(args.save, session.client.network, about(session.client))
     show_final_model(session, args.save)

@@ -17,7 +17,7 @@ from federation.console import clean, fail, say
 from federation.pieces import hash_arrays
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_run_id
 from federation.security.audit import SERVER, AuditLog, session_name
-from federation.security.secret import proof
+from federation.security.credentials import ClientCredentials
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -52,7 +52,7 @@ class Session(NumPyClient):
         open_client: Callable[[Assignment], Any],
         classes: list[str],
         *,
-        secret: bytes | None = None,
+        credentials: ClientCredentials | None = None,
         wanted_partition: int | None = None,
         slowdown: float = 1,
         share_cores: Callable[[int], None] = lambda clients_on_host: None,
@@ -60,7 +60,7 @@ class Session(NumPyClient):
     ) -> None:
         self.open_client = open_client
         self.classes = classes
-        self.secret = secret
+        self.credentials = credentials or ClientCredentials()
         self.wanted_partition = -1 if wanted_partition is None else wanted_partition
         self.slowdown = slowdown
         self.share_cores = share_cores
@@ -133,6 +133,7 @@ class Session(NumPyClient):
 
     def _prepare(self, config: dict) -> float:
         """Take a share of the machine's cores; returns when the work began."""
+        self.credentials.reminder.remind()
         self.share_cores(config["clients_on_host"])
         return time.monotonic()
 
@@ -188,7 +189,7 @@ class Session(NumPyClient):
         self.close_reason = None
         return {
             "protocol": PROTOCOL,
-            "proof": proof(self.secret, config["nonce"]) if self.secret else "",
+            **self.credentials.answer(config),
             "classes": json.dumps(self.classes),
             "instance": self.instance,
             "host": host_name(config.get("salt", "")),
@@ -198,6 +199,7 @@ class Session(NumPyClient):
 
     def _take_assignment(self, config: dict) -> dict:
         try:
+            self.credentials.check_server(config)
             recipe = Recipe.from_json(config["recipe"])
             classes = tuple(json.loads(config.get("classes", "[]")))
             statistics = config.get("columns", "")

@@ -14,6 +14,7 @@ from federation.console import clean, say
 from federation.participants.agreement import conflict, initial_conflict, remark
 from federation.protocol import DataSummary, TaskSummary
 from federation.security.audit import AuditLog, session_name
+from federation.security.members import Member
 
 import numpy as np
 from flwr.server import ClientManager as FlowerClientManager
@@ -37,6 +38,13 @@ class Participant:
     summary: DataSummary | None = None
     ready: bool = False
     strikes: int = 0  # bad updates in a row
+    member: Member | None = None  # whose key it proved to have
+    signature: str = ""  # the server's, for a client that asked who it is
+
+    @property
+    def title(self) -> str:
+        """What people read: the member's name, or the number."""
+        return self.member.name if self.member else f"client {self.partition}"
 
     @property
     def knows_pieces(self) -> bool:
@@ -90,6 +98,8 @@ class ClientManager(FlowerClientManager):
         self.statistics: dict[str, list[float]] = {}  # of columns, over all clients: see participants/column_statistics
         self.max_message_bytes: float = math.inf
         self.participants: dict[int, Participant] = {}
+        self.places: dict[str, int] = {}  # of members by their keys, for as long as they are members
+        self.names: dict[int, str] = {}  # of members by partition, of the newest that had it
         self.changed = threading.Condition()
         self.closed = False
 
@@ -141,8 +151,26 @@ class ClientManager(FlowerClientManager):
                 return
             del self.participants[participant.partition]
             self.changed.notify_all()
+        place = "kept for it" if participant.member else "free"
         if participant.ready and not self.closed:
-            self.notify("leave", participant.partition, f"client {participant.partition} left; its place is free")
+            self.notify("leave", participant.partition, f"{participant.title} left; its place is {place}")
+
+    def title(self, partition: int) -> str:
+        """What people read of who has, or had, a partition."""
+        return self.names.get(partition, f"client {partition}")
+
+    def known_members(self) -> dict[str, dict]:
+        """As history.json keeps them, by partition."""
+        return {
+            str(place): {"name": self.names[place], "key": public}
+            for public, place in self.places.items()
+            if place in self.names
+        }
+
+    def know_members(self, stored: dict[str, dict]) -> None:
+        """Inverse of known_members, in a resumed run."""
+        self.places = {each["key"]: int(place) for place, each in stored.items()}
+        self.names = {int(place): each["name"] for place, each in stored.items()}
 
     def of_client(self, client: ClientProxy) -> Participant | None:
         return next((each for each in self.participants.values() if each.client is client), None)
@@ -150,6 +178,9 @@ class ClientManager(FlowerClientManager):
     # Whether a client keeps what it was sent: then large models can travel in pieces, and of a model that it has
     # measured BatchNorm's statistics on, only the new statistics. Nodes are made anew for every message.
     in_pieces = False
+
+    def check_members(self) -> None:
+        """Drop who is no member any more; where nobody has a key there is nothing to do."""
 
     @abstractmethod
     def reassign(self, participant: Participant) -> None:

@@ -87,12 +87,15 @@ def comparison(history: History, baseline: Baseline, name: str | None = None) ->
         "alone, mean": baseline.mean_alone(),
     }
     if len(alone) <= LISTED_CLIENTS:
-        columns |= {f"client {one.partition}": one for one in alone}
+        columns |= {history.title_of(one.partition or 0): one for one in alone}
     else:
         by_end = sorted(
             alone, key=lambda one: one.rounds[-1].metrics.get(name, 0.0), reverse=not metric.higher_is_better
         )
-        columns |= {f"{word}: {one.partition}": one for word, one in (("worst", by_end[0]), ("best", by_end[-1]))}
+        columns |= {
+            f"{word}: {history.name_of(one.partition or 0)}": one
+            for word, one in (("worst", by_end[0]), ("best", by_end[-1]))
+        }
     cells = [["round", *columns]]
     for i in range(max(len(column.rounds) for column in columns.values())):
         rows = [column.rounds[i] if i < len(column.rounds) else None for column in columns.values()]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from federation.config import ACCURACY, LOSS, Metric
 
 BY_CLIENT = "_by_client"
+MEMBERS = "members"  # of the config: name and key by partition
 STEP_SIZE, COSINE = "step_size", "cosine"  # of each update, in by_client
 NESTED = ("metrics", "train_metrics", "by_client", "rounds_worth", "main_metric")  # of a record, and not of its row
 
@@ -125,6 +126,15 @@ class History:
     def declared(self) -> list[Metric]:
         """The metrics that the run's task declares; the first is the main one."""
         return [Metric(**each) for each in self.config.get("task", {}).get("metrics", [])] or [ACCURACY]
+
+    def name_of(self, partition: int | str) -> str:
+        """What a client is called: its name as a member, or the number of its partition."""
+        return self.config.get(MEMBERS, {}).get(str(partition), {}).get("name") or str(partition)
+
+    def title_of(self, partition: int | str) -> str:
+        """The same where it is not said that it is a client."""
+        name = self.name_of(partition)
+        return f"client {name}" if name == str(partition) else name
 
     @property
     def main(self) -> Metric:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from federation.results.comparison import Baseline, comparison, verdict
-from federation.results.history import COSINE, STEP_SIZE, History, RoundRecord
+from federation.results.history import COSINE, MEMBERS, STEP_SIZE, History, RoundRecord
 from federation.results.tables import all_cells, remarks, score
 
 # The policy holds the page to its word: whatever text came in from a client, nothing is run or fetched.
@@ -57,7 +57,7 @@ STEPS = (
     "The L2 norm of what each client's update changed and, in brackets, its cosine to the mean of the others' changes: "
     "a client far from the others has other data, or another intention."
 )
-NO_SETTINGS = ("statistics", "classes", "class_counts", "input_shape", "task", "own", "columns")
+NO_SETTINGS = ("statistics", "classes", "class_counts", "input_shape", "task", "own", "columns", MEMBERS)
 LISTED_EVENTS = 200  # a server that ran for months lists its newest
 
 
@@ -101,11 +101,11 @@ def _steps(history: History) -> list[list[str]]:
             sizes, cosines = record.by_client[STEP_SIZE], record.by_client.get(COSINE, {})
             widest = max(sizes, key=lambda p: sizes[p])
             apart = min(cosines, key=lambda p: cosines[p], default=None)
-            odd = "–" if apart is None else f"{cosines[apart]:.2f} (client {apart})"
-            rows.append([str(record.round), f"{sizes[widest]:.3g} (client {widest})", odd])
+            odd = "–" if apart is None else f"{cosines[apart]:.2f} ({history.title_of(apart)})"
+            rows.append([str(record.round), f"{sizes[widest]:.3g} ({history.title_of(widest)})", odd])
         return [["round", "largest step", "lowest cosine"], *rows]
     rows = [[str(record.round), *(_step(record, p) for p in clients)] for record in records]
-    return [["round", *(f"client {p}" for p in clients)], *rows]
+    return [["round", *map(history.title_of, clients)], *rows]
 
 
 def _step(record: RoundRecord, partition: str) -> str:
@@ -116,7 +116,10 @@ def _step(record: RoundRecord, partition: str) -> str:
 def _rejected(history: History) -> str:
     if not history.rejected:
         return "<p>None: every update that came in was fit to count.</p>"
-    rows = [[str(one["round"]), str(one["partition"]), one["reason"]] for one in history.rejected[-LISTED_EVENTS:]]
+    rows = [
+        [str(one["round"]), history.name_of(one["partition"]), one["reason"]]
+        for one in history.rejected[-LISTED_EVENTS:]
+    ]
     return table([["round", "client", "reason"], *rows], words=(2,))
 
 

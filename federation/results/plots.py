@@ -89,7 +89,7 @@ def partitions(history: History, theme: Theme) -> bytes:
         _heat(axes, table, table, theme, numbers=few and len(table) <= NAMED_CLASSES)
         _name(axes.set_yticks, history.config["classes"])
         if few:
-            words = [f"{client}\n{sum(counts[client]):,}" for client in clients]
+            words = [f"{history.name_of(client)}\n{sum(counts[client]):,}" for client in clients]
             axes.set_xticks(range(len(clients)), words, fontsize=11 if len(clients) <= 5 else 9)
         axes.set_xlabel("client, and its training examples in all" if few else "client")
     return png.getvalue()

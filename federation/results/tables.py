@@ -45,7 +45,7 @@ def cells(record: RoundRecord, names: list[str], history: History) -> dict[str, 
     scores = {name: score(record.metrics.get(name), history.metric(name)) for name in names}
     received = {"received": size(record.bytes_received)}
     if isinstance(record, VersionRecord):
-        clients = listed([update["partition"] for update in record.updates])
+        clients = listed([history.name_of(update["partition"]) for update in record.updates])
         staleness = listed([update["staleness"] for update in record.updates])
         made = {"version": str(record.round), "clients": clients, "staleness": staleness}
         return {**made, **scores, "at second": f"{record.time:.1f}", **received}
@@ -72,9 +72,12 @@ def score(value: float | None, metric: Metric) -> str:
     return "–" if value is None else f"{value:.{metric.digits}f}"
 
 
-def listed(numbers: list[int]) -> str:
-    """A few numbers one by one, many by their range."""
-    return ", ".join(map(str, numbers)) if len(numbers) <= 3 else f"{min(numbers)} to {max(numbers)}"
+def listed(values: list) -> str:
+    """A few one by one; of many numbers the range, of many names how many."""
+    if len(values) <= 3:
+        return ", ".join(map(str, values))
+    numbers = [int(value) for value in values if str(value).isdecimal()]
+    return f"{min(numbers)} to {max(numbers)}" if len(numbers) == len(values) else f"{len(set(values))} of them"
 
 
 def size(num_bytes: float) -> str:

@@ -47,7 +47,7 @@ class Members:
     def __init__(self, path: Path, members: list[Member], flag: str = "--members"):
         self.path, self.flag = path, flag
         self._members = {each.public: each for each in members}
-        self._seen = _stamp(path)
+        self._seen = stamp(path)
 
     @classmethod
     def load(cls, path: str, flag: str = "--members") -> "Members":
@@ -67,10 +67,10 @@ class Members:
 
     def refresh(self) -> None:
         """Read the file again where it has changed; of one that can't be used, say so, and keep the members."""
-        stamp = _stamp(self.path)
-        if stamp == self._seen:
+        now = stamp(self.path)
+        if now == self._seen:
             return
-        self._seen = stamp
+        self._seen = now
         try:
             self._members = {each.public: each for each in read_members(self.path)}
         except (OSError, MembersError) as error:
@@ -153,10 +153,10 @@ def _time(text: str) -> datetime:
         raise MembersError(f"expiry-time must be YYYYMMDD or YYYYMMDDHHMM, got {clean(text, 40)}") from None
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: str | Path | None) -> tuple[int, int, int] | None:
     """What changes when a file does."""
     try:
-        status = os.stat(path)
+        status = os.stat(path or "")
         return status.st_mtime_ns, status.st_size, status.st_ino
     except OSError:
         return None

@@ -4,6 +4,7 @@ import codecs
 import socket
 import ssl
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from federation.console import fail, read_text
@@ -12,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 PROBE_SECONDS = 5
+SOON = timedelta(days=30)
 BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 NOT_YET_VALID, EXPIRED, OTHER_HOST, OTHER_ADDRESS = 9, 10, 62, 64  # OpenSSL's X509_V_ERR_ codes
 MAKE = "python -m federation.certificates"
@@ -65,6 +67,24 @@ def read_server_files(
             fail(f"--private-key {private_key} is not the key of --certificate {certificate}; give both of one pair", 2)
         fail(f"--certificate {certificate} and --private-key {private_key} can't be used ({error.reason})", 2)
     return authority, chain, key
+
+
+def ends_soon(pem: bytes) -> datetime | None:
+    """When the first certificate of these ends, if that is within SOON; None else."""
+    end = min(each.not_valid_after_utc for each in x509.load_pem_x509_certificates(pem))
+    return end if end - datetime.now(UTC) < SOON else None
+
+
+def hosts_of(pem: bytes) -> set[str]:
+    """The names and addresses that a server's certificate is for, in lower case."""
+    try:
+        extension = x509.load_pem_x509_certificates(pem)[0].extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+    except x509.ExtensionNotFound:
+        return set()
+    names = extension.value.get_values_for_type(x509.DNSName)
+    return {*(name.lower() for name in names), *map(str, extension.value.get_values_for_type(x509.IPAddress))}
 
 
 def tls_mismatch(host: str, port: int, root_certificates: bytes | None) -> str | None:

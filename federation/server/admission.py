@@ -17,6 +17,8 @@ from federation.console import clean
 from federation.participants.client_manager import ClientManager, Participant, Refused
 from federation.participants.exchange import name_of, session_of
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, read_hello, read_summary
+from federation.security.credentials import NotAdmitted, ServerCredentials
+from federation.security.members import Member
 from federation.security.secret import proof
 from federation.server.grpc_server import GrpcBridgeClosed
 
@@ -44,7 +46,7 @@ class Admission(ClientManager):
         recipe: Recipe,
         notify: Callable[[str, int | None, str], None],
         *,
-        secret: bytes | None = None,
+        credentials: ServerCredentials | None = None,
         waiting_list: bool = True,
         load_timeout: float = 600,
         classes: list[str] | None = None,
@@ -52,7 +54,7 @@ class Admission(ClientManager):
     ) -> None:
         super().__init__(num_partitions, recipe, notify, classes)
         self.max_message_bytes = max_message_bytes
-        self.secret = secret
+        self.credentials = credentials or ServerCredentials()
         self.waiting_list = waiting_list
         self.load_timeout = load_timeout
         self._unverified: list[ClientProxy] = []
@@ -79,7 +81,7 @@ class Admission(ClientManager):
         began = time.monotonic()
         participant: Participant | None = None
         try:
-            participant = self._admit(client, read_hello(self._hello(client)))
+            participant = self._admit(client, *self._hello(client))
             self._verified(client)
             self._assign(participant)
         except Waitlisted as wait:
@@ -88,9 +90,12 @@ class Admission(ClientManager):
             self._count_refusal(refusal.kind, str(refusal))
             self.unregister(client)
             self.tell(client, "refused", str(refusal), code=refusal.code)
+        except NotAdmitted as refusal:
+            self._count_refusal(refusal.kind, f"a client: {refusal}")
+            self.tell(client, "refused", str(refusal))
         except GrpcBridgeClosed:
             self.unregister(client)
-            who = f"client {participant.partition}" if participant else "a connection"
+            who = participant.title if participant else "a connection"
             silent = participant is None and time.monotonic() - began >= VERIFY_SECONDS
             how = f"said nothing for {VERIFY_SECONDS} s" if silent else "broke off before it had joined"
             self._count_refusal(f"{who} {how}", f"{who} that {how}")
@@ -107,14 +112,19 @@ class Admission(ClientManager):
             if client in self._unverified:
                 self._unverified.remove(client)
 
-    def _hello(self, client: ClientProxy) -> dict:
-        """Challenge the client. Raises Refused where the answer won't do."""
+    def _hello(self, client: ClientProxy) -> tuple[Hello, Member | None, str]:
+        """Challenge the client; returns what it says, whose key it has, and our signature for it.
+
+        Raises Refused or NotAdmitted where the answer won't do.
+        """
+        self.check_members()
         nonce = secrets.token_hex(32)
-        question = {"ask": "hello", "nonce": nonce, "protocol": PROTOCOL, "salt": self.salt}
+        question = {"ask": "hello", "nonce": nonce, "protocol": PROTOCOL, "salt": self.salt, "run": self.run_id}
         hello = ask(client, question, VERIFY_SECONDS)
-        if self.secret is not None:
+        secret = self.credentials.secret
+        if secret is not None:
             given = str(hello.get("proof", ""))
-            if not hmac.compare_digest(proof(self.secret, nonce).encode(), given.encode()):
+            if not hmac.compare_digest(proof(secret, nonce).encode(), given.encode()):
                 how = "wrong" if given else "missing"
                 words = f"{how} shared secret; start the client with the --secret-file that the server has"
                 raise Refused(f"{how} secret", words)
@@ -122,28 +132,45 @@ class Admission(ClientManager):
             theirs = clean(hello.get("protocol"), 20)
             words = f"the client's handshake is version {theirs}, the server's {PROTOCOL}; update the older one"
             raise Refused("protocol", words)
-        return hello
+        member = self.credentials.check(hello, self.run_id, nonce)
+        return read_hello(hello), member, self.credentials.prove(hello, self.run_id, nonce)
 
-    def _admit(self, client: ClientProxy, hello: Hello) -> Participant:
+    def _admit(self, client: ClientProxy, hello: Hello, member: Member | None, signature: str) -> Participant:
         """Make the client a participant, not yet ready. Raises Refused or Waitlisted."""
         with self.changed:
             if self.closed:
                 raise Refused("over", "the run is over")
             self.check_classes(hello.classes)
             before = next((each for each in self.participants.values() if each.instance == hello.instance), None)
-            if before is not None:
+            if before is not None and before.member == member:
                 close(before.client)
                 partition = before.partition
             else:
-                partition = self._choose(hello)
+                partition = self._choose(hello, member)
             participant = Participant(partition, client, hello.instance, hello.host, hello.classes)
+            participant.member, participant.signature = member, signature
+            if member:
+                self._place(member, partition)
             self.participants[partition] = participant
             return participant
 
-    def _choose(self, hello: Hello) -> int:
-        """A free partition: the one wanted, or held before, or the lowest. Raises Refused or Waitlisted."""
+    def _choose(self, hello: Hello, member: Member | None = None) -> int:
+        """A free partition: the one wanted, or held before, or the lowest. Raises Refused or Waitlisted.
+
+        A member's place stays its own for as long as it is one.
+        """
         instance, wanted = hello.instance, hello.wanted
-        free = [partition for partition in range(self.num_partitions) if partition not in self.participants]
+        own: int | None = None
+        if member:
+            if any(each.member == member for each in self.participants.values()):
+                raise Refused("twice", f"{member.name} takes part already; end its other client first")
+            own = member.partition if member.partition is not None else self.places.get(member.public)
+            if own is not None and wanted not in (-1, own):
+                raise Refused("partition", f"--partition-id {wanted}: {member.name} has partition {own}", code=2)
+            if own is not None and own < self.num_partitions and own not in self.participants:
+                return own
+        taken = {*self.participants, *self._kept()}
+        free = [partition for partition in range(self.num_partitions) if partition not in taken]
         if wanted >= self.num_partitions:
             words = f"--partition-id {wanted} is not there: this run has partitions 0 to {self.num_partitions - 1}"
             raise Refused("partition", words, code=2)
@@ -162,6 +189,28 @@ class Admission(ClientManager):
         self._waiting.pop(instance, None)
         return next(partition for partition in (wanted, hello.held, free[0]) if partition in free)
 
+    def _place(self, member: Member, partition: int) -> None:
+        """It is this member's now, and of nobody who had it before."""
+        self.places = {public: place for public, place in self.places.items() if place != partition}
+        self.places[member.public], self.names[partition] = partition, member.name
+
+    def _kept(self) -> set[int]:
+        """Partitions of members, also of those that are not here."""
+        members = self.credentials.members
+        fixed = {each.partition for each in members or () if each.partition is not None}
+        return fixed | {place for public, place in self.places.items() if members and members.find(public)}
+
+    def check_members(self) -> None:
+        """Read the credentials' files again where they have changed, and drop who is no member any more."""
+        with self.changed:
+            self.credentials.refresh()
+            members, there = self.credentials.members, list(self.participants.values())
+        for each in there:
+            if members and each.member and members.find(each.member.public) is None:
+                each.ready = False  # so that nothing else is said of its leaving
+                self.notify("expel", each.partition, f"{each.title} is no member any more; its place is free")
+                self.drop(each, "it is no member of this federation any more")
+
     def _ahead_of(self, instance: str) -> int:
         """How many came before and are still waiting."""
         asked_lately = time.monotonic() - 3 * RETRY_SECONDS
@@ -172,6 +221,8 @@ class Admission(ClientManager):
         """Send the assignment; the participant is ready once it says how much data it has."""
         assignment = {"partition": participant.partition, "num_partitions": self.num_partitions}
         question = {"ask": "place", **assignment, "recipe": self.recipe.to_json(), "run": self.run_id}
+        if participant.signature:
+            question["signature"] = participant.signature
         if self.fixed and participant.classes != self.classes:
             question["classes"] = json.dumps(self.classes)
             participant.told_classes = True
@@ -179,7 +230,7 @@ class Admission(ClientManager):
         if told:
             question["columns"] = json.dumps(self.statistics)
         answer = ask(participant.client, question, self.load_timeout)
-        name = f"client {participant.partition}"
+        name = participant.title
         if "error" in answer:
             raise Refused(f"start {name}", f"{name} could not start: {clean(answer['error'])}")
         if self.statistics and not told:  # agreed on while it opened its data
@@ -207,7 +258,7 @@ class Admission(ClientManager):
             self._assign(participant)
         except Exception as error:  # it refuses, is lost, or says what makes no sense
             self.unregister(participant.client)
-            words = str(error) if isinstance(error, Refused) else f"client {participant.partition} broke off"
+            words = str(error) if isinstance(error, Refused) else f"{participant.title} broke off"
             self._count_refusal("classes", words)
             self.tell(participant.client, "refused", words)
 

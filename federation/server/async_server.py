@@ -95,9 +95,10 @@ class AsyncServer(FederatedServer):
                 self._collect()
             self.held_until = None  # nothing more is waited for
             self._make_version_if_due()
-            late = sorted(request.participant.partition for request, work in self.busy.items() if work.training)
+            late = sorted((each.participant.partition for each, work in self.busy.items() if work.training))
             if late:
-                say(f"the last update is in; still training, then to evaluate the model: {', '.join(map(str, late))}")
+                names = ", ".join(self.clients.names.get(place, str(place)) for place in late)
+                say(f"the last update is in; still training, then to evaluate the model: {names}")
             self._with_retries(self._evaluate_last)
             if self._all_in() and not self.buffer.is_due():
                 break  # else the last version was taken back, and its updates are trained again
@@ -123,6 +124,7 @@ class AsyncServer(FederatedServer):
 
         Nobody trains while it is not known who is to blame for a bad version.
         """
+        self.clients.check_members()
         waiting = self.verdicts.waiting()
         at_work, before = {request.participant.instance for request in self.busy}, len(self.busy)
         free = [one for one in self.clients.ready() if one.instance not in at_work]

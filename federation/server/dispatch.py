@@ -118,7 +118,7 @@ class Dispatcher:
                 try:
                     return read(answer)
                 except (BadUpdate, TooLarge) as error:
-                    say(f"client {participant.partition} can't send the untrained model: {error}")
+                    say(f"{participant.title} can't send the untrained model: {error}")
                     self.clients.drop(participant, f"it can't send the untrained model: {error}")
         raise RunFailed("no client could send the untrained model; look at what the clients print")
 
@@ -154,6 +154,7 @@ class Dispatcher:
 
         Waits a while for lost clients to come back. Raises RunFailed where too few are left.
         """
+        self.clients.check_members()
         wanted, wait = self.settings.clients, self.settings.rejoin_wait
         missing = wanted - len(self.clients.ready())
         if missing:
@@ -287,7 +288,7 @@ class Dispatcher:
         participant = request.participant
         if not request.future.done():
             limit = f"{self.settings.round_timeout:g} s (--round-timeout)"
-            say(f"client {participant.partition} did not answer within {limit}")
+            say(f"{participant.title} did not answer within {limit}")
         elif isinstance(request.future.exception(), pieces.StoreFull | Unwritable | None):
             return request.future.result()
         # else the stream broke, or carried something that is no answer

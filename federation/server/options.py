@@ -38,11 +38,17 @@ def build_parser(description: str | None) -> Parser:
     add("--classes", nargs="+", metavar="NAME", help="classes of the federation (default: those of the clients)")
     add("--no-waiting-list", action="store_true", help="refuse clients that find no free place")
     add("--secret-file", metavar="FILE", help="the shared secret that clients must prove (or FEDERATION_SECRET)")
+    add(
+        "--members",
+        metavar="FILE",
+        help="admit these alone: a line of each one's .pub file, may change meanwhile",
+    )
+    add("--identity", metavar="FILE", help="the server's own key, for clients that pin it with --server-key")
     add("--certificate", metavar="FILE", help="the server's TLS certificate")
     add("--private-key", metavar="FILE", help="its key")
     add("--ca-certificate", metavar="FILE", help="the authority that signed it; clients get this file too")
     add("--max-message-mb", type=float, default=64, metavar="MB", help="refuse larger messages")
-    add("--insecure", action="store_true", help="listen beyond this machine without TLS and secret")
+    add("--insecure", action="store_true", help="listen beyond this machine without TLS, members and secret")
     return parser
 
 
@@ -57,6 +63,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         else:
             args.recipe, args.settings = _of(Recipe, given), _of(ServerSettings, given)
             args.config = {**dataclasses.asdict(args.recipe), **dataclasses.asdict(args.settings)}
+        args.partitions = max(args.settings.clients, args.config["clients"])  # of a resumed run, those that it had
         updates = args.recipe.rounds * args.settings.clients
         if args.settings.mode == "async" and args.settings.buffer_size > updates:
             what = f"the run's {updates} updates (rounds x clients)"
@@ -104,10 +111,16 @@ def _resumed(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSetti
             raise ValueError(
                 f"--resume keeps the run's own settings ({name} is {ours}); leave out --set {name}={value}"
             )
+    fewer = args.members and recipe.partitioner == "local"  # where some are members no more, the others go on
     for name, what in (("clients", f"{stored.clients} clients"), ("mode", f"mode, {stored.mode}")):
+        if name == "clients" and fewer:
+            continue
         if given.get(name, getattr(stored, name)) != getattr(stored, name):
             raise ValueError(f"--resume keeps the run's own {what}; leave out {flag(name)} {given[name]}")
-    return recipe, _of(ServerSettings, {**dataclasses.asdict(stored), **given}), config
+    usual = dataclasses.asdict(stored)
+    if given.get("clients", stored.clients) < stored.clients:
+        usual["min_clients"] = None  # as for a new run of so many
+    return recipe, _of(ServerSettings, {**usual, **given}), config
 
 
 def _is_same(given: object, ours: object) -> bool:
@@ -137,9 +150,9 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
             "TLS needs all of --certificate, --private-key and --ca-certificate; "
             "make them with python -m federation.certificates"
         )
-    secret = args.secret_file or os.environ.get("FEDERATION_SECRET")
+    secret = args.secret_file or os.environ.get("FEDERATION_SECRET") or args.members
     if not is_loopback(host) and not args.insecure and not (all(tls) and secret):
         yield (
-            f"--address {args.address} is open to other machines; give --secret-file and TLS "
+            f"--address {args.address} is open to other machines; give --members or --secret-file, and TLS "
             "(--certificate, --private-key, --ca-certificate), or say --insecure"
         )

@@ -17,7 +17,7 @@ from federation.console import clean, command_line, say
 from federation.participants import column_statistics
 from federation.participants.client_manager import ClientManager, different_classes
 from federation.protocol import BEGINS, as_stored, from_stored, presence
-from federation.results.history import COSINE, STEP_SIZE, RoundRecord
+from federation.results.history import COSINE, MEMBERS, STEP_SIZE, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
@@ -125,6 +125,7 @@ class FederatedServer(Server):
         if self.checkpoint:
             clients.begin(self.history.config["classes"], from_stored(self.history.config))
             clients.statistics = self.history.config.get("columns", {})
+            clients.know_members(self.history.config.get(MEMBERS, {}))
 
     # Called by flwr.server.start_server
 
@@ -248,12 +249,12 @@ class FederatedServer(Server):
             others = self.clients.agree_on_classes()
             different = [] if others else self.clients.agree()  # what depends on the classes waits for them
             for one, words in different:
-                say(f"client {one.partition} left out: it {words}")
+                say(f"{one.title} left out: it {words}")
                 self.clients.drop(one, f"it {words}")
             for one in others:
                 if self.clients.local:
                     lacking = clean(", ".join(sorted(set(self.clients.classes) - set(one.classes))))
-                    say(f"client {one.partition} has no {lacking}, which others have; it is told all classes")
+                    say(f"{one.title} has no {lacking}, which others have; it is told all classes")
                     self.clients.reassign(one)
                 else:
                     self.clients.drop(one, different_classes(one.classes, self.clients.classes))
@@ -315,6 +316,8 @@ class FederatedServer(Server):
         self.rounds_done = record.round
         self.dispatcher.exchange.made(record.round, self.weights)
         self.history.rounds.append(record)
+        if self.clients.places:
+            self.history.config[MEMBERS] = self.clients.known_members()
         self.folder.save_checkpoint(Checkpoint(record.round, self.weights, self.aggregator.state(), self.history))
         self._say(record)
         self.observers.round(record)

@@ -12,8 +12,7 @@ from federation.client.connection import connect
 from federation.client.session import Session
 from federation.console import say
 from federation.protocol import Assignment
-from federation.security.secret import load_secret
-from federation.security.tls import read_authority
+from federation.security.credentials import ClientCredentials
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -102,16 +101,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="how long local training takes")
     parser.add_argument("--until", type=Path, metavar="FILE", help="train in round --in-round until there is this file")
     parser.add_argument("--wait", type=float, default=30)
-    parser.add_argument("--secret-file")
+    for flag in ("--secret-file", "--identity", "--server-key"):
+        parser.add_argument(flag)
     parser.add_argument("--ca-certificate")
     args = parser.parse_args()
+    credentials = ClientCredentials.load(args)
     session = Session(
         lambda assignment: TinyClient(assignment, args.behave, args.in_round, args.seconds, args.until),
         args.classes.split(","),
-        secret=load_secret(args.secret_file),
+        credentials=credentials,
         wanted_partition=args.partition_id,
     )
-    connect(session, args.server, wait=args.wait, root_certificates=read_authority(args.ca_certificate))
+    connect(session, args.server, wait=args.wait, root_certificates=credentials.authority)
     say("finished")
 
 
