@@ -21,7 +21,7 @@ from federation.client.disclosure import numbers
 from federation.console import Parser
 from federation.results import report
 from federation.results.history import RoundRecord
-from federation.security import certificates
+from federation.security import certificates, identity
 from federation.server.options import build_parser
 
 import pytest
@@ -55,7 +55,7 @@ COMMANDS = sorted(
 QUICK = ["--rounds", "1", "--model", "lenet"]
 AFTERWARDS = re.compile(r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.report) ")  # on a finished run
 SHELL = re.compile("&&|>")  # more than one program
-OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|-m )")
+OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|-m )")
 PLAIN = [c for c in COMMANDS if c.startswith("python") and not OTHER.match(c) and not SHELL.search(c)]
 
 # Commands
@@ -145,6 +145,25 @@ def test_secured_command(command, tmp_path, secured, my_images):
         server.ends(0)
 
 
+MEMBERS = [command for command in COMMANDS if re.search("identity", command)]
+
+
+def test_the_commands_for_members_make_a_run(tmp_path, secured, my_images):
+    """The key's, the server's and the client's, in this order; --server-key pins the server's own."""
+    (make,) = (shlex.split(each)[1:] for each in MEMBERS if "-m federation.identity" in each)
+    ((_, *server_flags),) = (shlex.split(each)[1:] for each in MEMBERS if "server.py" in each)
+    ((_, *client_flags),) = (shlex.split(each)[1:] for each in MEMBERS if "client.py" in each)
+    environment = {**CLEAN, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *make], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    shutil.copy(tmp_path / "identity.pub", tmp_path / "members")
+    shutil.copy(tmp_path / "identity.pub", tmp_path / "server.pub")
+    with Federation(tmp_path) as federation:
+        server = federation.server(*without("--address", server_flags), "--clients", 1, *QUICK, cwd=tmp_path)
+        flags = [*without("--server", client_flags), "--server", federation.address, "--threads", 1]
+        federation.start("client", ROOT / "client.py", *flags, cwd=tmp_path).ends(0)
+        assert "hospital-a joined" in server.ends(0)
+
+
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl here")
 @pytest.mark.parametrize("command", [c for c in COMMANDS if SHELL.search(c)])
 def test_certificates_and_a_secret_that_nobody_else_may_read(command, tmp_path, venv):
@@ -197,6 +216,7 @@ def test_make_command(command, tmp_path, venv, my_images):
 def test_every_command_is_one_that_a_test_runs():
     for command in COMMANDS:
         runners = [AFTERWARDS.match(command), command in SECURED, SHELL.search(command), command in PLAIN]
+        runners.append(command in MEMBERS)
         assert command.startswith("make") or sum(map(bool, runners)) == 1, command
     assert len(COMMANDS) >= 10
 
@@ -310,7 +330,7 @@ OTHERS = {  # flags of programs that are not ours
 def flags() -> set[str]:
     """All flags of our programs."""
     parsers = [build_parser(None).format_help()]
-    for main in (demo.main, baseline.main, evaluate.main, classify.main, certificates.main, report.main):
+    for main in (demo.main, baseline.main, evaluate.main, classify.main, certificates.main, identity.main, report.main):
         parsers.append(help_of(lambda main=main: call(main, "--help")))
     parsers.append(help_of(lambda: options.parse_args(None, ["--help"])))
     sources = [path.read_text() for path in (ROOT / "benchmarks").glob("*.py")]

@@ -12,8 +12,9 @@ from federation.client.session import Session
 from federation.client.summary import about, show_final_model
 from federation.console import fail
 from federation.protocol import Assignment
-from federation.security.audit import AuditLog, Signer, privacy_of
+from federation.security.audit import AuditLog, privacy_of
 from federation.security.credentials import ClientCredentials
+from federation.security.identity import Identity
 from federation.task import saved_model
 from federation.task.compute import share_cores
 
@@ -54,7 +55,7 @@ def audit_folder(path: str) -> Path:
     return folder
 
 
-def open_audit(folder: Path, identity: Signer | None, assignment: Assignment) -> AuditLog:
+def open_audit(folder: Path, identity: Identity | None, assignment: Assignment) -> AuditLog:
     """The record of a client's part in a run; one that comes back goes on with its file."""
     party, run = f"client {assignment.partition}", assignment.run_id
     name = f"{run or 'run'}-{party.replace(' ', '-')}.jsonl"

@@ -14,6 +14,7 @@ from federation.console import clean, say
 from federation.participants.agreement import conflict, initial_conflict, remark
 from federation.protocol import DataSummary, TaskSummary
 from federation.security.audit import AuditLog, session_name
+from federation.security.identity import Identity
 from federation.security.members import Member
 
 import numpy as np
@@ -98,6 +99,7 @@ class ClientManager(FlowerClientManager):
         self.statistics: dict[str, list[float]] = {}  # of columns, over all clients: see participants/column_statistics
         self.max_message_bytes: float = math.inf
         self.participants: dict[int, Participant] = {}
+        self.identity: Identity | None = None  # the server's own key
         self.places: dict[str, int] = {}  # of members by their keys, for as long as they are members
         self.names: dict[int, str] = {}  # of members by partition, of the newest that had it
         self.changed = threading.Condition()

@@ -15,9 +15,10 @@ import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from federation.console import PublicError
+from federation.security.identity import Identity
 
 try:
     import fcntl
@@ -60,14 +61,6 @@ def privacy_of(recipe: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value and PRIVATE.match(name)}
 
 
-class Signer(Protocol):
-    """What is asked of a party's key; see security/identity.py."""
-
-    public: str
-
-    def sign(self, message: bytes) -> str: ...
-
-
 class Unwritable(OSError, PublicError):
     """The disk does not take the record, so there must be no training."""
 
@@ -107,7 +100,7 @@ class AuditLog:
         party: str = SERVER,
         *,
         privacy: Mapping[str, Any] | None = None,
-        identity: Signer | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.path, self.run, self.party = path, run, party
         self.privacy = dict(privacy or {})

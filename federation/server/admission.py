@@ -55,6 +55,7 @@ class Admission(ClientManager):
         super().__init__(num_partitions, recipe, notify, classes)
         self.max_message_bytes = max_message_bytes
         self.credentials = credentials or ServerCredentials()
+        self.identity = self.credentials.identity
         self.waiting_list = waiting_list
         self.load_timeout = load_timeout
         self._unverified: list[ClientProxy] = []

@@ -112,7 +112,9 @@ class FederatedServer(Server):
         self.settings = settings
         self.folder, self.history, self.checkpoint = run.folder, run.history, run.checkpoint
         clients.initial, clients.run_id = run.initial, run.id
-        clients.audit = self.audit = AuditLog(run.folder.path / FILE, run.id, privacy=privacy_of(self.recipe))
+        clients.audit = self.audit = AuditLog(
+            run.folder.path / FILE, run.id, privacy=privacy_of(self.recipe), identity=clients.identity
+        )
         self.observers = observers or Observers([])
         self.dispatcher = Dispatcher(clients, settings, self.unit)
         self.dispatcher.folder = self.folder.path
