@@ -6,7 +6,9 @@ place   server: partition, recipe,     client: how many examples it has, and of 
         its own
 columns server: first nothing, then    client: how many values each column has, and a sum over them
         means, then statistics
-told    server: why the stream ends    client: nothing
+told    server: why the stream ends,   client: the head of its own record
+        head of its record, the
+        model's provenance
 
 Anyone can connect and say anything: the readers raise ValueError, TypeError or KeyError on senseless answers.
 """
@@ -163,6 +165,14 @@ def read_run_id(value: object) -> str:
     if value != "" and not (isinstance(value, str) and RUN_ID.fullmatch(value)):
         raise PublicError(f"the run's id must be 16 hex digits, got {clean(value, 40)!r}")
     return str(value)
+
+
+def read_provenance(value: object) -> dict:
+    """Of the final model; it goes into the metadata of the client's file. Raises ValueError."""
+    told = _parse(value)
+    if not isinstance(told, dict):
+        raise ValueError("no provenance")
+    return told
 
 
 def read_hello(answer: dict) -> Hello:

@@ -27,6 +27,7 @@ COMMANDS = {
     "federation.certificates",
     "federation.identity",
     "federation.report",
+    "federation.verify",
 }  # names for `python -m`, of a function in a room
 PRIVATE = ("flwr.server.superlink", "flwr.proto", "flwr.supercore", "flwr.client.message_handler", "flwr.compat")
 PRIVATE += ("flwr.common.serde",)

@@ -592,7 +592,7 @@ def test_a_run_in_pieces_ends_with_the_same_model_file_to_the_byte_at_server_and
     pieces = run(tmp_path / "pieces", "--compress", compress, *SMALL)
     assert pieces.model() == whole.model()
     for each in (whole, pieces):
-        assert (each.folder / "saved.safetensors").read_bytes() == each.model()
+        assert (each.folder / "saved.safetensors").read_bytes() == each.model_file()
     received = [[row.get("bytes_received") for row in each.history()["rounds"]] for each in (whole, pieces)]
     assert received[0] == received[1]
 

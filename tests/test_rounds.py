@@ -614,7 +614,7 @@ def test_without_a_word_about_its_arrays_the_final_models_are_named_by_position(
     server = federation(tmp_path, [Learner()], rounds=1)
     server.federate()
     arrays, about = model_file.read(server.folder.path / "model.safetensors")
-    assert (sorted(arrays), about) == (["w00000", "w00001", "w00002"], {})
+    assert (sorted(arrays), list(about)) == (["w00000", "w00001", "w00002"], ["provenance"])
 
 
 def test_what_clients_hold_by_class_is_kept_for_the_picture(tmp_path):

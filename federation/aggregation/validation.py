@@ -20,7 +20,7 @@ TRAIN_LOSS = TRAIN + "loss"
 MOST_METRICS = 16  # of one answer
 # In history.json's rows, and columns of the tables
 TAKEN = {"round", "taken_back", "made_from", "clients", "seconds", "bytes_received", "updates", "time", "evaluated"}
-TAKEN |= {"received", "version", "staleness"}
+TAKEN |= {"received", "version", "staleness", "utc", "weights_sha256"}
 NOTHING = np.zeros(0)
 
 

@@ -2,19 +2,15 @@
 
 import argparse
 import functools
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from federation.client.connection import connect
 from federation.client.session import Session
 from federation.client.summary import about, show_final_model
-from federation.console import fail
 from federation.protocol import Assignment
-from federation.security.audit import AuditLog, privacy_of
+from federation.security.audit import audit_folder, open_audit
 from federation.security.credentials import ClientCredentials
-from federation.security.identity import Identity
 from federation.task import saved_model
 from federation.task.compute import share_cores
 
@@ -39,24 +35,5 @@ def take_part(args: argparse.Namespace, open_data: Callable[[], tuple[Callable[[
     )
     connect(session, args.server, wait=args.wait, root_certificates=credentials.authority)
     if args.save:
-        saved_model.save(args.save, session.client.network, about(session.client))
+        saved_model.save(args.save, session.client.network, {**about(session.client), **session.provenance})
     show_final_model(session, args.save)
-
-
-def audit_folder(path: str) -> Path:
-    """Where the client's record is kept. Exits with 1 and one line where nothing can be written there."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        words = f"--audit {path} can't be written ({error.strerror})"
-        fail(f"{words}, and without a record there is no training; name another folder")
-    return folder
-
-
-def open_audit(folder: Path, identity: Identity | None, assignment: Assignment) -> AuditLog:
-    """The record of a client's part in a run; one that comes back goes on with its file."""
-    party, run = f"client {assignment.partition}", assignment.run_id
-    name = f"{run or 'run'}-{party.replace(' ', '-')}.jsonl"
-    return AuditLog(folder / name, run, party, privacy=privacy_of(assignment.recipe), identity=identity)

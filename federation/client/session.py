@@ -15,7 +15,7 @@ from federation.compression import num_bytes, pack, travels_as, unpack
 from federation.config import Recipe
 from federation.console import clean, fail, say
 from federation.pieces import hash_arrays
-from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_run_id
+from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_provenance, read_run_id
 from federation.security.audit import SERVER, AuditLog, session_name
 from federation.security.credentials import ClientCredentials
 
@@ -72,6 +72,7 @@ class Session(NumPyClient):
         self.metrics: dict[str, float] = {}  # of the newest global model, on this client's test examples
         self._transfer = Transfer()
         self.close_reason: CloseReason | None = None
+        self.provenance: dict = {}  # of the final model, for its file, as the server tells it with the end of the run
         self.failure: str | None = None
         self.waiting = ""  # the server's words on the waiting list, if we are on it
         self.heard = 0  # messages from the server so far: tells progress from mere connecting
@@ -268,10 +269,11 @@ class Session(NumPyClient):
             say(f"{self.waiting}; asking again every {RETRY_SECONDS} s")
             return {}
         try:
+            self.provenance = {"provenance": read_provenance(config["provenance"])} if "provenance" in config else {}
             self.audit.take(config, None, SERVER)
             self.audit.write("end", outcome=self.close_reason.kind, session=session_name(self.instance))
             return self.audit.told() if "audit" in config else {}
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return self._fail(error)
 
     # Failures

@@ -11,6 +11,7 @@ from federation.config import ACCURACY, LOSS, Metric
 BY_CLIENT = "_by_client"
 MEMBERS = "members"  # of the config: name and key by partition
 STEP_SIZE, COSINE = "step_size", "cosine"  # of each update, in by_client
+WEIGHT = "weight"  # in the mean, of each update that counts, in by_client; all together 1
 NESTED = ("metrics", "train_metrics", "by_client", "rounds_worth", "main_metric")  # of a record, and not of its row
 
 
@@ -33,6 +34,8 @@ class RoundRecord:
     bytes_received: int = 0
     by_client: dict[str, dict[str, float]] = field(default_factory=dict)  # what, then partition
     main_metric: str = ACCURACY.name  # of the run's task; not stored with each record
+    utc: str = ""  # when its model was made, RFC 3339; not known of runs before 1.1
+    weights_sha256: str = ""  # pieces.hash_arrays of its model, as it travels
 
     @property
     def position(self) -> float:
@@ -47,6 +50,7 @@ class RoundRecord:
         own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in NESTED}
         metrics = {self.main_metric: None, LOSS.name: None, **self.metrics, "train_loss": None, **self.train_metrics}
         by_client = {name + BY_CLIENT: values for name, values in self.by_client.items()}
+        own = {name: value for name, value in own.items() if value != "" or name not in ("utc", "weights_sha256")}
         return {"round": self.round, **metrics, **own, **by_client}
 
 
@@ -121,6 +125,37 @@ class History:
         except (AttributeError, KeyError, TypeError, ZeroDivisionError):
             raise ValueError("not a run's history") from None
         return history
+
+    # A run that repeats another (--again)
+
+    def to_repeat(self) -> dict:
+        """What a repetition is compared with, as it keeps it in its own config."""
+        rounds = [[each.round, each.weights_sha256, each.by_client.get(WEIGHT, {})] for each in self.rounds]
+        return {"run_id": self.config.get("run_id", ""), "software": self.config.get("software"), "rounds": rounds}
+
+    def repetition(self) -> str:
+        """Whether this run, which repeats another, has the same bits; "" where it repeats none."""
+        other = self.config.get("again")
+        if not other:
+            return ""
+        name, ours = f"run {other['run_id']}", self.to_repeat()
+        if not all(sha256 for _, sha256, _ in other["rounds"]):
+            return f"whether these are the bits of {name} can't be told: it is of an earlier version, without hashes"
+        pairs = zip(ours["rounds"], other["rounds"], strict=False)
+        first = next((one for one, two in pairs if one[1] != two[1]), None)
+        if first is None and len(ours["rounds"]) == len(other["rounds"]):
+            return f"the same bits as {name}: its model after each of {len(ours['rounds'])} rounds, round 0 among them"
+        if first is None:
+            return f"the same bits as {name}, but {len(ours['rounds'])} rounds instead of {len(other['rounds'])}"
+        members = next((two[2] != first[2] for two in other["rounds"] if two[0] == first[0]), False)
+        why = (
+            "other clients took part, or with other data" if members else "the clients' software or hardware is another"
+        )
+        if ours["software"] != other["software"] and not members:
+            why = "the software is another"
+        if any(isinstance(record, VersionRecord) for record in self.rounds):
+            why = "the asynchronous mode depends on who is faster"
+        return f"other bits than {name}, from {self.rounds[0].unit} {first[0]} on: {why}"
 
     @property
     def declared(self) -> list[Metric]:

@@ -57,7 +57,19 @@ STEPS = (
     "The L2 norm of what each client's update changed and, in brackets, its cosine to the mean of the others' changes: "
     "a client far from the others has other data, or another intention."
 )
-NO_SETTINGS = ("statistics", "classes", "class_counts", "input_shape", "task", "own", "columns", MEMBERS)
+NO_SETTINGS = (
+    "provenance",
+    "software",
+    "again",
+    "statistics",
+    "classes",
+    "class_counts",
+    "input_shape",
+    "task",
+    "own",
+    "columns",
+    MEMBERS,
+)
 LISTED_EVENTS = 200  # a server that ran for months lists its newest
 
 

@@ -102,6 +102,9 @@ def finish(folder: RunFolder) -> None:
         again = command_line("python", "-m", "federation.report", folder.path)
         say(f"no pictures ({type(error).__name__}: {error}); try again with: {again}")
         pictures = ""
+    again = folder.load_history().repetition()
+    if again:
+        say(again)
     say(f"done: model.safetensors (final weights), history.json{pictures} are in {folder.path}")
 
 

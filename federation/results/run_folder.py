@@ -18,6 +18,7 @@ from federation.results.history import History
 import numpy as np
 
 KEPT_CHECKPOINTS = 2
+INITIAL = "initial.safetensors"
 
 
 @dataclass
@@ -85,6 +86,10 @@ class RunFolder:
     def save_frozen(self, arrays: dict[str, np.ndarray]) -> None:
         """What no client sends again, for the final model: frozen.safetensors."""
         model_file.write(self.path / "frozen.safetensors", arrays, {})
+
+    def save_initial(self, arrays: dict[str, np.ndarray]) -> None:
+        """What --initial-weights gave, so that the run can be repeated: initial.safetensors."""
+        model_file.write(self.path / INITIAL, arrays, {})
 
     def load_frozen(self) -> dict[str, np.ndarray]:
         """Raises OSError or ValueError where it is not there."""
@@ -170,6 +175,8 @@ def open_run(args: argparse.Namespace) -> Run:
         folder.create()
         run = Run(folder, History(args.config), initial=initial)
         folder.save_history(run.history)
+        if initial:
+            folder.save_initial(initial)
     except FileExistsError:
         remedy = f"name another, or go on with {command_line('--resume', folder.path)}"
         fail(f"--run-dir {folder.path} already holds a run, or is a file; {remedy}", 2)

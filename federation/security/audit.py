@@ -11,13 +11,15 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from federation.console import PublicError
+from federation.console import PublicError, fail
+from federation.protocol import Assignment
 from federation.security.identity import Identity
 
 try:
@@ -70,6 +72,11 @@ class Unwritable(OSError, PublicError):
     @property
     def public(self) -> str:
         return f"its audit file can't be written ({self.strerror})"
+
+
+def utc_now() -> str:
+    """As RFC 3339 has it, to a thousandth of a second."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def session_name(instance: str) -> str:
@@ -151,9 +158,8 @@ class AuditLog:
             self._raise_if_broken()
             if self._file is None:
                 return
-            values = {"time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"), **more}
-            values |= {"run": self.run, "round": server_round, "kind": kind, "privacy": self.privacy}
-            values |= {"from": sender or self.party, **({"to": receiver} if receiver else {})}
+            values = {**more, "time": utc_now(), "run": self.run, "round": server_round, "kind": kind}
+            values |= {"privacy": self.privacy, "from": sender or self.party, **({"to": receiver} if receiver else {})}
             line = line_of({**values, "previous": self.head})
             try:
                 left = memoryview(line + b"\n")
@@ -205,3 +211,22 @@ class AuditLog:
         if isinstance(head, str) and HASH.fullmatch(head):
             signed = {"signature": signature} if isinstance(signature, str) and SIGNATURE.fullmatch(signature) else {}
             self.write("head", server_round, sender=sender, receiver=self.party, head=head, **signed, **more)
+
+
+def audit_folder(path: str) -> Path:
+    """Where the client's record is kept. Exits with 1 and one line where nothing can be written there."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        words = f"--audit {path} can't be written ({error.strerror})"
+        fail(f"{words}, and without a record there is no training; name another folder")
+    return folder
+
+
+def open_audit(folder: Path, identity: Identity | None, assignment: Assignment) -> AuditLog:
+    """The record of a client's part in a run; one that comes back goes on with its file."""
+    party, run = f"client {assignment.partition}", assignment.run_id
+    name = f"{run or 'run'}-{party.replace(' ', '-')}.jsonl"
+    return AuditLog(folder / name, run, party, privacy=privacy_of(assignment.recipe), identity=identity)

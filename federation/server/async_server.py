@@ -13,11 +13,12 @@ from federation.compression import num_bytes
 from federation.console import say
 from federation.participants.client_manager import Participant
 from federation.participants.exchange import Outgoing
-from federation.results.history import VersionRecord
+from federation.results.history import WEIGHT, VersionRecord
 from federation.results.run_folder import Checkpoint
+from federation.security.audit import utc_now
 from federation.server.acceptance import FEWEST_TO_COMPARE
 from federation.server.dispatch import SLICE, Request, RoundLost, RunFailed
-from federation.server.rounds import MAX_ATTEMPTS, FederatedServer, by_partition
+from federation.server.rounds import MAX_ATTEMPTS, FederatedServer, by_partition, shares
 
 import numpy as np
 from flwr.common import EvaluateRes, FitRes
@@ -281,7 +282,7 @@ class AsyncServer(FederatedServer):
             clients=len({update.partition for update in updates}),
             seconds=round(now - self.versions[-1].time, 3) if self.versions else 0.0,
             bytes_received=sum(num_bytes(update.weights, self.recipe.compress) for update in new),
-            by_client={self.acceptance.main_metric: {}, **by_partition(steps)},
+            by_client={self.acceptance.main_metric: {}, **by_partition(steps), WEIGHT: shares(updates)},
             main_metric=self.acceptance.main_metric,
             updates=[each.to_json() for each in buffered],
             time=round(now, 3),
@@ -293,7 +294,7 @@ class AsyncServer(FederatedServer):
         self.versions.append(record)
         self.rounds_done = self.buffer.version
         self.weights = self.buffer.weights
-        self.dispatcher.exchange.made(record.round, self.weights)
+        record.utc, record.weights_sha256 = utc_now(), self.dispatcher.exchange.made(record.round, self.weights)
         self.folder.save_checkpoint(self._checkpoint())
 
     def _checkpoint(self) -> Checkpoint:

@@ -248,9 +248,9 @@ class Dispatcher:
         """Ask for a training; number is the round's or the training's, from which its randomness is drawn."""
         ins = FitIns(model.parameters, {**_config(number, participant, hosts), **more})
         out, back = ("model-to-measure", "statistics") if "measure" in more else ("model-to-train", "update")
-        self.exchange.sent(out, participant, number, model)
 
         def fit(client: ClientProxy, timeout: float) -> FitRes:
+            self.exchange.sent(out, participant, number, model)
             answer = client.fit(ins, timeout, number)
             self.exchange.came(back, participant, number, answer.parameters)
             return answer
@@ -262,11 +262,10 @@ class Dispatcher:
     ) -> Request:
         config = {**_config(number, participant, hosts), **more, **self.exchange.head(number)}
         ins = EvaluateIns(model.parameters, config)
-        self.exchange.sent(
-            "statistics-to-evaluate" if "measured" in more else "model-to-evaluate", participant, number, model
-        )
+        out = "statistics-to-evaluate" if "measured" in more else "model-to-evaluate"
 
         def evaluate(client: ClientProxy, timeout: float) -> EvaluateRes:
+            self.exchange.sent(out, participant, number, model)
             answer = client.evaluate(ins, timeout, number)
             self.exchange.message("scores", participant, number, answer.metrics)
             return answer

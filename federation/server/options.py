@@ -10,7 +10,7 @@ from typing import TypeVar
 from federation.config import RUN, Recipe
 from federation.console import Parser
 from federation.net import is_loopback, parse_address
-from federation.results.run_folder import RunFolder
+from federation.results.run_folder import INITIAL, RunFolder
 from federation.server.settings import ServerSettings
 from federation.setting import Settings, add_flags, flag
 
@@ -32,6 +32,9 @@ def build_parser(description: str | None) -> Parser:
     add("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     add("--initial-weights", metavar="FILE", help="begin with these weights, safetensors by PyTorch's names")
     add("--resume", metavar="RUN_DIR", help="go on with a run after its last whole round")
+    add(
+        "--again", metavar="RUN_DIR", help="repeat a run from its folder; with the same clients and data: the same bits"
+    )
     add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
     add_flags(parser, [Recipe, ServerSettings])
     add = parser.add_argument_group(JOIN).add_argument
@@ -60,6 +63,8 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     try:
         if args.resume:
             args.recipe, args.settings, args.config = _resumed(args, given)
+        elif args.again:
+            args.recipe, args.settings, args.config = _repeated(args, given)
         else:
             args.recipe, args.settings = _of(Recipe, given), _of(ServerSettings, given)
             args.config = {**dataclasses.asdict(args.recipe), **dataclasses.asdict(args.settings)}
@@ -90,6 +95,8 @@ def _of(kind: type[SomeSettings], values: dict) -> SomeSettings:
 
 def _resumed(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSettings, dict]:
     """The settings that the run began with, and those of the server's that are given now. Raises ValueError."""
+    if args.again:
+        raise ValueError(f"--again {args.again} begins a new run; leave out --resume, or go on with that run later")
     if args.run_dir:
         raise ValueError(f"--resume {args.resume} names the run folder; leave out --run-dir {args.run_dir}")
     try:
@@ -121,6 +128,24 @@ def _resumed(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSetti
     if given.get("clients", stored.clients) < stored.clients:
         usual["min_clients"] = None  # as for a new run of so many
     return recipe, _of(ServerSettings, {**usual, **given}), config
+
+
+def _repeated(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSettings, dict]:
+    """The settings of the run that is done again; classes and initial weights are set in args. Raises ValueError."""
+    folder = RunFolder(Path(args.again))
+    try:
+        history = folder.load_history()
+        recipe, settings = Recipe.from_stored(history.config), ServerSettings.from_stored(history.config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"--again {args.again} holds no run (no readable history.json)") from None
+    for name in (*Recipe.names(), *ServerSettings.names(), "initial_weights", "classes"):
+        if name in given:
+            raise ValueError(f"--again {args.again} repeats the run as it was; leave out {flag(name)}")
+    args.classes = history.config.get("classes") or None
+    if (folder.path / INITIAL).exists():
+        args.initial_weights = str(folder.path / INITIAL)
+    config = {**dataclasses.asdict(recipe), **dataclasses.asdict(settings), "again": history.to_repeat()}
+    return recipe, settings, config
 
 
 def _is_same(given: object, ours: object) -> bool:

@@ -5,23 +5,26 @@ import json
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from federation import model_file
 from federation.aggregation.means import mean_metrics
 from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy
+from federation.aggregation.validation import Update
 from federation.compression import TooLarge, as_sent, num_bytes
 from federation.console import clean, command_line, say
 from federation.participants import column_statistics
 from federation.participants.client_manager import ClientManager, different_classes
+from federation.participants.provenance import provenance, software
 from federation.protocol import BEGINS, as_stored, from_stored, presence
-from federation.results.history import COSINE, MEMBERS, STEP_SIZE, RoundRecord
+from federation.results.history import COSINE, MEMBERS, STEP_SIZE, WEIGHT, RoundRecord
 from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
-from federation.security.audit import FILE, AuditLog, privacy_of
+from federation.security.audit import FILE, AuditLog, privacy_of, utc_now
 from federation.server.acceptance import Acceptance, Evaluation, without_culprit
 from federation.server.dispatch import Dispatcher, RoundLost, RunFailed, Stopped
 from federation.server.settings import ServerSettings
@@ -63,7 +66,7 @@ def federated_round(
     record = record_of(number, evaluation, acceptance)
     record.train_metrics, record.clients = mean_metrics(updates), len(updates)
     record.bytes_received = sum(num_bytes(update.weights, strategy.compress) for update in [*updates, *statistics])
-    record.by_client |= by_partition(steps)
+    record.by_client |= {**by_partition(steps), WEIGHT: shares(updates)}
     record.seconds = round(time.monotonic() - began, 3)
     return new_weights, record
 
@@ -86,6 +89,14 @@ def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
     sizes = {str(partition): step.size for partition, step in steps.items()}
     cosines = {str(partition): step.cosine for partition, step in steps.items() if step.cosine is not None}
     return {STEP_SIZE: sizes, COSINE: cosines}
+
+
+def shares(updates: Sequence[Update]) -> dict[str, float]:
+    """Each update's weight in the mean of McMahan et al.: its part of the examples; other strategies start from it."""
+    total, examples = sum(update.examples for update in updates), Counter[int]()
+    for update in updates:
+        examples[update.partition] += update.examples
+    return {str(partition): number / total for partition, number in sorted(examples.items())}
 
 
 class FederatedServer(Server):
@@ -197,8 +208,12 @@ class FederatedServer(Server):
         if self.clients.task and self.clients.task.columns and not self.clients.statistics:
             self._agree_on_columns(self.clients.task.columns)
         self.observers.begin(self.history)
+        earlier = [each for each in self.history.config.get("software", []) if each != software()]
+        self.history.config["software"] = [*earlier, software()]  # a resumed run may have had another version
         if self.checkpoint is None:
-            self._begin(self._initial_weights())
+            weights = self._initial_weights()
+            self.history.config["initial_weights"] = self.dispatcher.exchange.hash_of(weights)
+            self._begin(weights)
         else:
             self.rounds_done = self.checkpoint.server_round
             self._continue_from(self.checkpoint)
@@ -235,7 +250,13 @@ class FederatedServer(Server):
         frozen = self.folder.load_frozen() if task and task.frozen else {}
         schema |= task.schema if task else {}
         about = model_file.about(task.name, task.recipe, schema, self.clients.statistics) if task else {}
-        self.folder.save_model({**frozen, **dict(zip(names, self.weights, strict=True))}, about)
+        arrays = {**frozen, **dict(zip(names, self.weights, strict=True))}
+        took_part = [(record.round, record.by_client.get(WEIGHT, {})) for record in self.history.rounds[1:]]
+        origin = provenance(self.clients, self.history.config, took_part, arrays, self.audit)
+        self.history.config["provenance"] = origin
+        self.folder.save_model(arrays, {**about, "provenance": origin})
+        self.folder.save_history(self.history)
+        self.clients.farewell["provenance"] = json.dumps(origin)
 
     def _gather_first(self) -> None:
         """Wait until all clients are there, with classes that fit together."""
@@ -316,7 +337,7 @@ class FederatedServer(Server):
     def _finish_round(self, record: RoundRecord) -> None:
         """Write the round down, then say it: what the table shows is safe on disk."""
         self.rounds_done = record.round
-        self.dispatcher.exchange.made(record.round, self.weights)
+        record.utc, record.weights_sha256 = utc_now(), self.dispatcher.exchange.made(record.round, self.weights)
         self.history.rounds.append(record)
         if self.clients.places:
             self.history.config[MEMBERS] = self.clients.known_members()

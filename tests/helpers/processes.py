@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 ROOT = Path(__file__).parent.parent.parent
 # Tests must not depend on the proxy, the secret or the log level of the machine that they run on.
@@ -198,8 +198,13 @@ class Federation:
     def history(self) -> dict:
         return json.loads((self.run_dir / "history.json").read_text())
 
-    def model(self) -> bytes:
+    def model_file(self) -> bytes:
         return (self.run_dir / "model.safetensors").read_bytes()
+
+    def model(self) -> bytes:
+        """The same without its metadata, which names the run and the time: names, shapes and values of its arrays."""
+        arrays = load_file(self.run_dir / "model.safetensors")
+        return save({name: arrays[name] for name in sorted(arrays)})
 
     def weights(self) -> list[np.ndarray]:
         """Of the final model, by their sorted names."""

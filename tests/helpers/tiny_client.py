@@ -2,6 +2,7 @@
 around a model of six weights and a counter, and, on demand, every way to misbehave."""
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from federation.client.connection import connect
 from federation.client.session import Session
 from federation.console import say
 from federation.protocol import Assignment
+from federation.security.audit import AuditLog, audit_folder, open_audit
 from federation.security.credentials import ClientCredentials
 
 import numpy as np
@@ -91,6 +93,10 @@ def misbehave(how: str, new: list, examples: int, metrics: dict) -> tuple:
     return new, examples, metrics
 
 
+def no_audit(assignment: Assignment) -> AuditLog:
+    return AuditLog()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", required=True)
@@ -104,6 +110,7 @@ def main() -> None:
     for flag in ("--secret-file", "--identity", "--server-key"):
         parser.add_argument(flag)
     parser.add_argument("--ca-certificate")
+    parser.add_argument("--audit", metavar="FOLDER", help="keep a record there (default: none)")
     args = parser.parse_args()
     credentials = ClientCredentials.load(args)
     session = Session(
@@ -111,6 +118,9 @@ def main() -> None:
         args.classes.split(","),
         credentials=credentials,
         wanted_partition=args.partition_id,
+        open_audit=functools.partial(open_audit, audit_folder(args.audit), credentials.identity)
+        if args.audit
+        else no_audit,
     )
     connect(session, args.server, wait=args.wait, root_certificates=credentials.authority)
     say("finished")
