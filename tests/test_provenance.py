@@ -154,7 +154,9 @@ def no_words(arrays: dict, about: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "alone", "in_run"), [(one_bit, 1, 1), (other_words, 0, 1), (no_words, 1, 0)], ids=lambda x: str(x)
+    ("change", "alone", "in_run"),
+    [(one_bit, 1, 1), (other_words, 0, 1), (no_words, 1, 0)],
+    ids=["one bit", "other words", "no words"],
 )
 def test_a_changed_model_is_not_taken_for_the_runs(change, alone, in_run, tmp_path, capsys):
     """One without words may still be the run's: its arrays tell."""

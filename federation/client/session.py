@@ -164,11 +164,18 @@ class Session(NumPyClient):
     # The record of what went out and came in
 
     def _record(
-        self, kind: str, server_round: int | None, arrays: list[np.ndarray] | None = None, came_in: bool = False
+        self,
+        kind: str,
+        server_round: int | None,
+        arrays: list[np.ndarray] | None = None,
+        came_in: bool = False,
+        key: str = "",
     ) -> None:
         """Before it leaves, or before it is used. Raises audit.Unwritable, so that nothing goes unrecorded."""
         if self.audit.path:
             what: dict[str, Any] = {"sender": SERVER} if came_in else {"receiver": SERVER}
+            if key:
+                what["key"] = key  # by which we know the server
             if arrays is not None:
                 what |= {"sha256": hash_arrays(arrays), "bytes": num_bytes(arrays, "none")}
             self.audit.write(kind, server_round, session=session_name(self.instance), **what)
@@ -209,7 +216,7 @@ class Session(NumPyClient):
             if assignment != self.assignment:
                 self.audit.close()
                 self.audit = self.open_audit(assignment)
-            self._record("assignment", None, came_in=True)
+            self._record("assignment", None, came_in=True, key=self.credentials.server_key)
             if assignment != self.assignment or self.client is None:
                 self.client = None  # lets the old partition's examples go before the new ones are read
                 self.client = self.open_client(assignment)

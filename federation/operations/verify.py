@@ -65,9 +65,13 @@ def describe(model: Model) -> Iterator[str]:
     commit = f", commit {clean(newest['commit'], 40)}{dirty}" if newest.get("commit") else ""
     yield f"  {', '.join(names)}{commit}"
     for span in origin.get("took_part", []):
-        weights = ", ".join(f"client {clean(one, 20)} {weight:.4f}" for one, weight in sorted(span["weights"].items()))
+        weights = ", ".join(f"{_title(origin, one)} {weight:.4f}" for one, weight in sorted(span["weights"].items()))
         first, last = span["first"], span["last"]
         yield f"  round {first}: {weights}" if first == last else f"  rounds {first} to {last}: {weights}"
+
+
+def _title(origin: dict, partition: str) -> str:
+    return clean(origin.get("members", {}).get(partition, {}).get("name", f"client {partition}"), 80)
 
 
 def problems_alone(model: Model) -> Iterator[str]:

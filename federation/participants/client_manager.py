@@ -8,6 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from federation.config import ACCURACY, Metric, Recipe
 from federation.console import clean, say
@@ -291,7 +292,8 @@ class ClientManager(FlowerClientManager):
             self.changed.notify_all()
             there = len(self.ready())
         with contextlib.suppress(OSError):  # of a full disk the round's next line tells
-            self.audit.write("data-summary", sender=name, session=session_name(participant.instance))
+            key: dict[str, Any] = {"key": participant.member.public} if participant.member else {}
+            self.audit.write("data-summary", sender=name, session=session_name(participant.instance), **key)
         return there
 
     def _remark(self, participant: Participant, summary: DataSummary, usual: DataSummary, name: str) -> None:

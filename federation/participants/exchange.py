@@ -56,7 +56,7 @@ class Exchange:
 
     def sent(self, kind: str, one: Participant, number: int, model: Outgoing) -> None:
         self.log.write(
-            kind, number, receiver=name_of(one), session=session_of(one), sha256=model.sha256, bytes=model.bytes
+            kind, number, receiver=one.title, session=session_of(one), sha256=model.sha256, bytes=model.bytes
         )
 
     def came(self, kind: str, one: Participant, number: int | None, parameters: Parameters) -> None:
@@ -70,12 +70,12 @@ class Exchange:
             arrays = self.read(parameters)
             sha256 = None if arrays is None else hash_arrays(arrays)
             size = num_bytes(list(arrays), "none") if arrays is not None else sum(map(len, parameters.tensors))
-        self.log.write(kind, number, sender=name_of(one), session=session_of(one), sha256=sha256, bytes=size)
+        self.log.write(kind, number, sender=one.title, session=session_of(one), sha256=sha256, bytes=size)
 
     def message(self, kind: str, one: Participant, number: int | None, told: dict) -> None:
         """A message without arrays from a participant, with the head of its own record where it tells it."""
-        self.log.write(kind, number, sender=name_of(one), session=session_of(one))
-        self.log.take(told, number, name_of(one), session=session_of(one))
+        self.log.write(kind, number, sender=one.title, session=session_of(one))
+        self.log.take(told, number, one.title, session=session_of(one))
 
     def head(self, number: int) -> dict[str, str]:
         """Our head as it goes to all participants with the evaluation of this round or version."""
@@ -83,10 +83,6 @@ class Exchange:
             if self._told[0] != number:
                 self._told = (number, self.log.told(number))
             return self._told[1]
-
-
-def name_of(one: Participant) -> str:
-    return getattr(one, "title", f"client {one.partition}")
 
 
 def session_of(one: Participant) -> str:

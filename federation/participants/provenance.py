@@ -64,6 +64,7 @@ def provenance(
         "task": {"name": task.name, "code": task.code} if task else None,
         "initial_weights": config.get("initial_weights"),
         "took_part": in_spans(took_part),
+        "members": config.get("members", {}),
         "arrays": model_file.hash_of(arrays),
         "audit_head": log.sync(),
         "time": utc_now(),

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from federation.config import Recipe
 from federation.console import clean
 from federation.participants.client_manager import ClientManager, Participant, Refused
-from federation.participants.exchange import name_of, session_of
+from federation.participants.exchange import session_of
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Hello, presence, read_hello, read_summary
 from federation.security.credentials import NotAdmitted, ServerCredentials
 from federation.security.members import Member
@@ -291,7 +291,7 @@ class Admission(ClientManager):
         """Tell it that the run is over; its last words hold the head of its own record."""
         answer = self.tell(participant.client, kind, words, more=self.farewell)
         with contextlib.suppress(OSError):  # a full disk is said elsewhere
-            self.audit.take(answer, None, name_of(participant), session=session_of(participant))
+            self.audit.take(answer, None, participant.title, session=session_of(participant))
 
     def tell(
         self,
