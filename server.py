@@ -5,6 +5,7 @@ import argparse
 from federation.aggregation.strategy import STRATEGIES
 from federation.console import say
 from federation.net import check_port, keep_server_connections
+from federation.operations.sweep import sweep
 from federation.process import allow_many_connections, exit_now, give_memory_back
 from federation.results.observers import open_observers
 from federation.results.report import finish
@@ -14,7 +15,7 @@ from federation.server import engine_app
 from federation.server.admission import Admission
 from federation.server.async_server import SERVERS
 from federation.server.grpc_server import harden
-from federation.server.options import describe, parse_args
+from federation.server.options import describe, parse_args, place
 
 from flwr.server import Server, ServerApp, ServerConfig, start_server
 
@@ -23,6 +24,8 @@ app = ServerApp(server_fn=engine_app.components)  # for `flwr run`; the rest is 
 
 def main() -> None:
     args = parse_args(__doc__)
+    if args.sweep:
+        sweep(args)
     settings = args.settings
     credentials = ServerCredentials.load(args)
     check_port(args.address)
@@ -41,8 +44,7 @@ def main() -> None:
     )
     strategy = STRATEGIES[settings.strategy]  # Flower's FedAvg unless --strategy names another
     server = SERVERS[settings.mode](clients, strategy, settings, run, observers)
-    tls = " with TLS" if credentials.certificates else ""
-    say(f"server on {args.address}{tls}: {describe(args)}; results in {run.folder.path}")
+    say(f"server on {place(args)}: {describe(args)}; results in {run.folder.path}")
     serve(server, args, credentials.certificates)
     if server.exit_code == 0:
         finish(run.folder)

@@ -1,6 +1,7 @@
 """A client's way to the server without a network: streams by a script, on a clock of our own."""
 
 import contextlib
+import math
 import os
 import re
 import socket
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 from federation.client import connection
 from federation.client.connection import connect
 from federation.client.proxy import PROXIES, proxy_for
-from federation.client.session import Session
+from federation.client.session import RunEnded, Session
 from federation.config import Recipe
 
 import grpc
@@ -171,10 +172,11 @@ def session(client: type = Client) -> Session:
 
 def ends(capsys, *, wait: float = 60, code: int = 1, client: type = Client, **options: object) -> str:
     """Take part until it ends with this code; the one line that it ends with."""
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(RunEnded) as end:
         connect(session(client), ADDRESS, wait=wait, **options)
     assert end.value.code == code
-    return capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]
+    assert "\n" not in str(end.value)
+    return str(end.value)
 
 
 # A run
@@ -211,6 +213,17 @@ def test_a_server_on_this_machine_is_never_asked_through_a_proxy(serve, monkeypa
 
 
 # Waiting
+
+
+def test_one_that_waits_for_days_asks_ever_less_often_but_once_a_minute_and_says_so_once(serve, capsys):
+    server = serve(*[[AWAY]] * 15, [hello(), CUT], *[[AWAY]] * 2, FINISHED)
+    connect(session(), ADDRESS, wait=math.inf)
+    assert server.slept[:4] == pytest.approx([1, 1.5, 2.25, 3.375])
+    assert server.slept[13:15] == [60, 60]
+    assert server.slept[15:17] == [1, 1.5]  # it had been there
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "no server at 127.0.0.1:8080; asking again until it is there"
+    assert len(said) == 2
 
 
 def test_it_waits_for_a_server_that_is_not_there_yet_and_says_so_once(serve, capsys):
@@ -601,9 +614,9 @@ def test_a_port_that_nobody_listens_at_is_said_by_a_real_connection(real, monkey
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(connection, "keep_client_connection", lambda: None)
     monkeypatch.setenv("no_grpc_proxy", "")
-    with pytest.raises(SystemExit):
+    with pytest.raises(RunEnded) as end:
         connect(session(), f"127.0.0.1:{port}", wait=0)
-    assert capsys.readouterr().err.endswith(f"error: no server at 127.0.0.1:{port} after 0 s{STARTED}\n")
+    assert str(end.value) == f"no server at 127.0.0.1:{port} after 0 s{STARTED}"
 
 
 @pytest.mark.slow
@@ -626,11 +639,10 @@ def test_a_message_over_the_limit_of_a_real_server_is_named_to_each_that_sends_o
     server.start()
     try:
         for _ in range(2):
-            with pytest.raises(SystemExit) as end:
+            with pytest.raises(RunEnded) as end:
                 connect(session(), f"127.0.0.1:{port}", wait=60)
             assert end.value.code == 1
-            line = capsys.readouterr().err
-            assert "error: a message is larger than the server takes (" in line
-            assert line.endswith(" vs. 50)); raise the server's --max-message-mb\n")
+            assert str(end.value).startswith("a message is larger than the server takes (")
+            assert str(end.value).endswith(" vs. 50)); raise the server's --max-message-mb")
     finally:
         server.stop(None).wait()

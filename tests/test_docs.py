@@ -4,9 +4,11 @@ work are the test's), and every file, function, flag and link that they name exi
 import ast
 import contextlib
 import io
+import json
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from federation import config, setting
 from federation.aggregation.validation import validate_evaluate
 from federation.client import options
 from federation.client.disclosure import numbers
+from federation.client.policy import Policy
 from federation.console import Parser
 from federation.results import report
 from federation.results.history import RoundRecord
@@ -55,7 +58,7 @@ COMMANDS = sorted(
 QUICK = ["--rounds", "1", "--model", "lenet"]
 AFTERWARDS = re.compile(r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.report) ")  # on a finished run
 SHELL = re.compile("&&|>")  # more than one program
-OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|-m )")
+OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|--stay|--sweep|-m )")
 PLAIN = [c for c in COMMANDS if c.startswith("python") and not OTHER.match(c) and not SHELL.search(c)]
 
 # Commands
@@ -145,6 +148,30 @@ def test_secured_command(command, tmp_path, secured, my_images):
         server.ends(0)
 
 
+def test_the_commands_for_many_runs_make_two_with_one_client(tmp_path):
+    page = PAGES["docs/many-runs.md"]
+    policy, grid = re.findall(r"```toml\n(.*?)```", page, re.S)
+    (tmp_path / "policy.toml").write_text(policy)
+    assert Policy.load(str(tmp_path / "policy.toml")).max_rounds == 20  # every key that the page names is one
+    (tmp_path / "sweep.toml").write_text(grid.replace("[0, 1, 2]", "[0]"))
+    (client,) = (shlex.split(each)[2:] for each in MANY_RUNS if "client.py" in each)
+    (server,) = (shlex.split(each)[2:] for each in MANY_RUNS if "server.py" in each)
+    with Federation(tmp_path) as federation:
+        flags = [*without("--rounds", server), "--rounds", 1, "--clients", 1, "--model", "lenet"]
+        sweeping = federation.server(*flags, cwd=tmp_path)
+        staying = federation.client(*client, "--threads", 1, cwd=tmp_path)
+        assert "run 2 of 2: learning-rate 0.15, seed 0" in sweeping.ends(0)
+        staying.says("(?s)waiting for the next.*waiting for the next")
+        staying.send(signal.SIGTERM)
+        staying.ends(143)
+    for run in federation.run_dir.glob("*/history.json"):
+        run_id = json.loads(run.read_text())["config"]["run_id"]
+        saved = tmp_path / f"model-{run_id}.safetensors"
+        assert saved.read_bytes() == (run.parent / "model.safetensors").read_bytes()
+    assert (federation.run_dir / "sweep.png").exists()
+
+
+MANY_RUNS = [command for command in COMMANDS if re.search("--stay|--sweep", command)]
 MEMBERS = [command for command in COMMANDS if re.search("identity", command)]
 
 
@@ -216,7 +243,7 @@ def test_make_command(command, tmp_path, venv, my_images):
 def test_every_command_is_one_that_a_test_runs():
     for command in COMMANDS:
         runners = [AFTERWARDS.match(command), command in SECURED, SHELL.search(command), command in PLAIN]
-        runners.append(command in MEMBERS)
+        runners += [command in MEMBERS, command in MANY_RUNS]
         assert command.startswith("make") or sum(map(bool, runners)) == 1, command
     assert len(COMMANDS) >= 10
 
@@ -321,6 +348,7 @@ OTHERS = {  # flags of programs that are not ours
     "flwr": "--stream --run-config --federation-config --num-supernodes --client-resources-num-cpus",
     "flower-superlink": "--ssl-ca-certfile --ssl-certfile --ssl-keyfile --enable-supernode-auth --port",
     "flower-supernode": "--superlink --root-certificates --auth-supernode-private-key --port --node-config",
+    "flower-supernode too": "--trusted-entities",
     "docker": "--tag --rm --user --volume --scale --build-arg",
     "the reader's own, of the example": "--weight-decay",
 }

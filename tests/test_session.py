@@ -11,7 +11,7 @@ from federation.client import node_app
 from federation.client import session as module
 from federation.client.disclosure import host_name
 from federation.client.node_app import Node, make_app, read_assignment
-from federation.client.session import Session
+from federation.client.session import RunEnded, Session
 from federation.config import Recipe
 from federation.console import PublicError
 from federation.protocol import Assignment, read_hello, read_summary
@@ -326,20 +326,19 @@ def test_after_a_finished_run_a_client_goes_on():
 def test_else_it_ends_with_one_line_and_the_code_that_it_was_told(capsys, kind, code, line):
     session = admitted()
     session.get_properties({**GOODBYE, "kind": kind, "words": "--partition-id 1 is\n\x1b[2Jtaken", "code": code})
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(RunEnded) as end:
         session.raise_for_end()
     assert end.value.code == code
-    assert capsys.readouterr().err.endswith(f"error: {line.replace('taken', '[2Jtaken')}\n")
+    assert str(end.value) == line.replace("taken", "[2Jtaken")
 
 
 def test_its_own_failure_is_the_reason_whatever_the_server_says(capsys):
     session = admitted(replaced={"fit": fails})
     session.fit(WEIGHTS, ROUND)
     session.get_properties({**GOODBYE, "kind": "dropped", "words": "it failed", "code": 1})
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(RunEnded) as end:
         session.raise_for_end()
-    assert end.value.code == 1
-    assert capsys.readouterr().err.splitlines()[-1].endswith("error: OSError: no folder /data/jane-doe")
+    assert (str(end.value), end.value.code) == ("OSError: no folder /data/jane-doe", 1)
 
 
 def test_on_the_waiting_list_its_turn_is_said_when_it_changes(capsys):

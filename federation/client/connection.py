@@ -1,5 +1,6 @@
 """The client's way to the server: wait for it, keep the stream, come back when it breaks, say what is wrong."""
 
+import math
 import socket
 import threading
 import time
@@ -7,8 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from federation.client.proxy import passed_over, proxy_for, try_proxy
-from federation.client.session import Session
-from federation.console import clean, fail, say
+from federation.client.session import RunEnded, Session
+from federation.console import clean, say
 from federation.net import bypass_proxy, is_loopback, join, keep_client_connection, parse_address
 from federation.security.tls import PROBE_SECONDS, tls_mismatch
 
@@ -28,18 +29,21 @@ except ImportError:
     )
 from flwr.compat.client.grpc_client.connection import grpc_connection
 
+LONGEST_PAUSE = 60.0  # seconds between two questions whether the server is there
+
 
 def connect(session: Session, address: str, *, wait: float, root_certificates: bytes | None = None) -> None:
     """Take part until the run is done, asking again for `wait` seconds whenever the server is not there.
 
-    Exits with one line when the run ends otherwise, the server stays away, or TLS on the two sides does not fit.
+    Raises RunEnded when the run ends otherwise, the server stays away, or TLS on the two sides does not fit. With
+    infinite `wait` it asks for days, after a while once a minute.
     """
     host, port = parse_address(address)
     if is_loopback(host):
         bypass_proxy(host)
     keep_client_connection()
     threading.excepthook = _hush
-    away_since, announced, heard = time.monotonic(), False, 0
+    away_since, announced, heard, pause = time.monotonic(), False, 0, min(1.0, wait / 10)
     while True:
         try:
             answer(session.to_client(), address, root_certificates)
@@ -51,14 +55,16 @@ def connect(session: Session, address: str, *, wait: float, root_certificates: b
                 return session.raise_for_end()
             words = _explain(error, host, port, root_certificates)
         if session.heard > heard:
-            away_since, announced, heard = time.monotonic(), False, session.heard
+            away_since, announced, heard, pause = time.monotonic(), False, session.heard, min(1.0, wait / 10)
         if not announced:
-            say(f"{words}; asking again for {wait:g} s")
+            say(f"{words}; asking again " + ("until it is there" if math.isinf(wait) else f"for {wait:g} s"))
             announced = True
         if time.monotonic() - away_since >= wait:
             remedy = "; start `python server.py`, or name it with --server" if words.startswith("no server") else ""
-            fail(f"{words} after {wait:g} s{remedy}" if remedy else f"{words}; gave up after {wait:g} s")
-        time.sleep(min(1.0, wait / 10))
+            raise RunEnded(f"{words} after {wait:g} s{remedy}" if remedy else f"{words}; gave up after {wait:g} s")
+        time.sleep(pause)
+        if math.isinf(wait):
+            pause = min(LONGEST_PAUSE, 1.5 * pause)
 
 
 def answer(client: Client, address: str, root_certificates: bytes | None) -> None:
@@ -89,11 +95,11 @@ def _hush(broken: threading.ExceptHookArgs) -> None:
 
 
 def _explain(error: Exception, host: str, port: int, root_certificates: bytes | None) -> str:
-    """What a broken stream means. Exits with 1 and one line where asking again can't help."""
+    """What a broken stream means. Raises RunEnded where asking again can't help."""
     code, details = (error.code(), error.details() or "") if isinstance(error, grpc.Call) else (None, "")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         words = f"a message is larger than the server takes ({clean(details, 100)})"
-        fail(f"{words}; raise the server's --max-message-mb")
+        raise RunEnded(f"{words}; raise the server's --max-message-mb")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return f"the server at {join(host, port)} has too many connections"
     if code == grpc.StatusCode.UNAVAILABLE:
@@ -102,7 +108,7 @@ def _explain(error: Exception, host: str, port: int, root_certificates: bytes | 
             with suppress(UnicodeError):  # no name that a host can have
                 mismatch = tls_mismatch(host, port, root_certificates)
         if mismatch:
-            fail(mismatch)
+            raise RunEnded(mismatch)
         return out_of_reach(host, port)
     return f"the server at {join(host, port)} ended the connection"
 

@@ -52,6 +52,12 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         metavar="FOLDER",
         help="keep a record of what goes out and comes in: ID-client-N.jsonl",
     )
+    add(
+        "--stay",
+        action="store_true",
+        help="after a run wait for the next one; --save then has the run's id in it",
+    )
+    add("--policy", metavar="FILE", help="what this client takes part in (TOML): docs/many-runs.md")
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
     add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
     add("--identity", metavar="FILE", help="this client's own key, where the server admits members; see deploy.md")

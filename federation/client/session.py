@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from federation.client.disclosure import code_failed, host_name, numbers, summarise
+from federation.client.policy import Policy
 from federation.client.transfer import Transfer
 from federation.compression import num_bytes, pack, travels_as, unpack
 from federation.config import Recipe
-from federation.console import clean, fail, say
+from federation.console import clean, say
 from federation.pieces import hash_arrays
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_provenance, read_run_id
 from federation.security.audit import SERVER, AuditLog, session_name
@@ -44,6 +45,14 @@ class Learner(Protocol):
     def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]: ...
 
 
+class RunEnded(Exception):
+    """A client's part in a run is over before the run is done; the text is one line, code the exit code for it."""
+
+    def __init__(self, words: str, code: int = 1):
+        super().__init__(words)
+        self.code = code
+
+
 class Session(NumPyClient):
     """Wraps the client that open_client(assignment) makes once the server has admitted it."""
 
@@ -53,6 +62,7 @@ class Session(NumPyClient):
         classes: list[str],
         *,
         credentials: ClientCredentials | None = None,
+        policy: Policy | None = None,
         wanted_partition: int | None = None,
         slowdown: float = 1,
         share_cores: Callable[[int], None] = lambda clients_on_host: None,
@@ -61,6 +71,7 @@ class Session(NumPyClient):
         self.open_client = open_client
         self.classes = classes
         self.credentials = credentials or ClientCredentials()
+        self.policy = policy or Policy()
         self.wanted_partition = -1 if wanted_partition is None else wanted_partition
         self.slowdown = slowdown
         self.share_cores = share_cores
@@ -135,6 +146,7 @@ class Session(NumPyClient):
     def _prepare(self, config: dict) -> float:
         """Take a share of the machine's cores; returns when the work began."""
         self.credentials.reminder.remind()
+        self.policy.check_round(config["server_round"])
         self.share_cores(config["clients_on_host"])
         return time.monotonic()
 
@@ -213,13 +225,14 @@ class Session(NumPyClient):
             statistics = config.get("columns", "")
             place, run_id = (config["partition"], config["num_partitions"]), read_run_id(config.get("run", ""))
             assignment = Assignment(*place, recipe, classes, statistics, run_id)
+            self.policy.check(assignment)
             if assignment != self.assignment:
                 self.audit.close()
                 self.audit = self.open_audit(assignment)
             self._record("assignment", None, came_in=True, key=self.credentials.server_key)
             if assignment != self.assignment or self.client is None:
                 self.client = None  # lets the old partition's examples go before the new ones are read
-                self.client = self.open_client(assignment)
+                self.client = self._open(assignment)
             else:
                 say(f"back in place {assignment.partition}")
             self.assignment = assignment
@@ -228,6 +241,14 @@ class Session(NumPyClient):
             return summary
         except Exception as error:
             return self._fail(error)
+
+    def _open(self, assignment: Assignment) -> Any:
+        client = self.open_client(assignment)
+        if self.policy.names_tasks:
+            self.policy.check_task(client.task.name, client.recipe.model)
+        if not self.policy.send_class_counts:
+            client.class_counts = []
+        return client
 
     def _columns(self, config: dict) -> dict:
         """Sums over the columns of the training examples; at last the statistics of all clients are taken in."""
@@ -303,11 +324,11 @@ class Session(NumPyClient):
         return {"error": own or code_failed(error)}
 
     def raise_for_end(self) -> None:
-        """Return where the run is done; else end the process with one line and the code of the reason."""
+        """Return where the run is done. Raises RunEnded."""
         if self.failure:
-            fail(self.failure)
+            raise RunEnded(self.failure)
         if self.close_reason and self.close_reason.kind != "finished":
-            fail(f"{self.close_reason.kind}: {self.close_reason.words}", self.close_reason.code)
+            raise RunEnded(f"{self.close_reason.kind}: {self.close_reason.words}", self.close_reason.code)
 
 
 def title(config: dict) -> str:

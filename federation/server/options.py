@@ -35,6 +35,7 @@ def build_parser(description: str | None) -> Parser:
     add(
         "--again", metavar="RUN_DIR", help="repeat a run from its folder; with the same clients and data: the same bits"
     )
+    add("--sweep", metavar="FILE", help="runs over a grid of settings and seeds (TOML): docs/many-runs.md")
     add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
     add_flags(parser, [Recipe, ServerSettings])
     add = parser.add_argument_group(JOIN).add_argument
@@ -78,6 +79,11 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     except ValueError as error:
         parser.error(str(error))
     return args
+
+
+def place(args: argparse.Namespace) -> str:
+    """Where the server listens."""
+    return args.address + (" with TLS" if args.certificate else "")
 
 
 def describe(args: argparse.Namespace) -> str:

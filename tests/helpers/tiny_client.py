@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from federation.client.connection import connect
-from federation.client.session import Session
-from federation.console import say
+from federation.client.session import RunEnded, Session
+from federation.console import fail, say
 from federation.protocol import Assignment
 from federation.security.audit import AuditLog, audit_folder, open_audit
 from federation.security.credentials import ClientCredentials
@@ -122,7 +122,10 @@ def main() -> None:
         if args.audit
         else no_audit,
     )
-    connect(session, args.server, wait=args.wait, root_certificates=credentials.authority)
+    try:
+        connect(session, args.server, wait=args.wait, root_certificates=credentials.authority)
+    except RunEnded as end:
+        fail(str(end), end.code)
     say("finished")
 
 
