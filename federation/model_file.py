@@ -50,3 +50,8 @@ def hash_of(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
     return digest.hexdigest() if arrays else ""
+
+
+def hash_sorted(arrays: dict[str, np.ndarray]) -> str:
+    """hash_of in the order of the names: a file keeps its arrays in an order of its own."""
+    return hash_of(dict(sorted(arrays.items())))

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -423,3 +424,28 @@ def test_what_comes_in_pieces_is_hashed_on_its_way_to_the_disk_as_if_it_came_at_
             store.add(cut(arrays, start, min(start + piece, store.size)))
         assert store.sha256() == hash_arrays(arrays)
         store.file.close()
+
+
+# Real processes
+
+
+def test_the_records_of_all_verify_though_the_server_was_killed_and_a_client_too(federation):
+    """The client's successor has its place, and goes on with its file."""
+    flags = ("--audit", federation.folder / "audit")
+    server = federation.server("--rounds", 4)
+    clients = [federation.tiny("--partition-id", partition, "--seconds", 0.3, *flags) for partition in range(3)]
+    clients[2].says("fit 2")
+    clients[2].send(signal.SIGKILL)
+    successor = federation.tiny("--partition-id", 2, "--seconds", 0.3, *flags)
+    successor.says("fit")
+    server.send(signal.SIGKILL)
+    server.ends(-9)
+    federation.server("--resume", federation.run_dir).ends(0)
+    for client in (*clients[:2], successor):
+        client.ends(0)
+    server_file = read_record(federation.run_dir / "audit.jsonl")
+    files = [read_record(path) for path in sorted((federation.folder / "audit").iterdir())]
+    assert [record.problems for record in (server_file, *files)] == [[], [], [], []]
+    assert [compare(server_file, record) for record in files] == [[], [], []]
+    assert sum(line.get("kind") == "resume" for line in files[2].lines) == 1
+    assert server_file.ended

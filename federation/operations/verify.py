@@ -35,7 +35,7 @@ class Model:
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sha256 = model_file.hash_of(self.arrays)
+        self.sha256 = model_file.hash_sorted(self.arrays)
 
     @classmethod
     def read(cls, path: Path) -> "Model":

@@ -65,7 +65,7 @@ def provenance(
         "initial_weights": config.get("initial_weights"),
         "took_part": in_spans(took_part),
         "members": config.get("members", {}),
-        "arrays": model_file.hash_of(arrays),
+        "arrays": model_file.hash_sorted(arrays),
         "audit_head": log.sync(),
         "time": utc_now(),
     }
