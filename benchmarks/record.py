@@ -54,10 +54,12 @@ def once_more(record: Record, number: int, folder: Path) -> float:
     lines = [line for line in record.lines if line.get("round") == number]
     arrays = {line["bytes"]: [np.ones(line["bytes"], np.uint8)] for line in lines if "bytes" in line}
     log = AuditLog(folder / f"again-{time.monotonic_ns()}", record.run)
-    hashed: set[str] = set()
+    hashed = {line["sha256"] for line in record.lines if line["kind"] == "model" and line["round"] < number}
     began = time.perf_counter()
     for line in lines:
-        if "bytes" in line and (line["from"] != "server" or record.party != "server" or line["sha256"] not in hashed):
+        if "bytes" in line and (
+            line["from"] != record.party or record.party != "server" or line["sha256"] not in hashed
+        ):
             hash_arrays(arrays[line["bytes"]])
             hashed.add(line["sha256"])
         more = {name: line[name] for name in ("session", "sha256", "bytes", "head", "signature") if name in line}

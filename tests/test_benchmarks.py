@@ -10,6 +10,7 @@ FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "o
     "scale": "--clients",
     "memory": "--sizes",
     "examples": "--seeds",
+    "record": "--megabytes",
 }
 
 
