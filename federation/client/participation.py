@@ -44,7 +44,10 @@ def take_part(args: argparse.Namespace, open_data: OpenData) -> None:
             share_cores=functools.partial(share_cores, args.threads),
             open_audit=functools.partial(open_audit, folder, credentials.identity),
         )
-        connect(session, args.server, wait=wait, root_certificates=credentials.authority)
+        try:
+            connect(session, args.server, wait=wait, root_certificates=credentials.authority)
+        finally:
+            session.audit.close()
         saved = named_by_run(args.save, session) if args.stay else args.save
         if saved:
             saved_model.save(saved, session.client.network, {**about(session.client), **session.provenance})
