@@ -3,11 +3,13 @@
 Examples are images, (n, 3, 32, 32) uint8, and labels, (n,) int64; images become floats one batch at a time.
 """
 
-import math
-from typing import Any
+import functools
+from collections.abc import Callable
 
 from federation.config import ACCURACY, Part, Recipe
 from federation.console import PublicError, say
+from federation.networks.filters import cosine_filters
+from federation.networks.optimiser import Optimiser
 from federation.task.classification import show
 from federation.task.image_files import pictures
 from federation.task.training import Examples
@@ -15,38 +17,43 @@ from federation.task.training import Examples
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.sgd import sgd
 from tqdm import tqdm
 
 MEAN = (125.3, 123.0, 113.9)  # of CIFAR-10's training pixels, per colour
 STD = (63.0, 62.1, 66.7)
-WARM_UP = 0.2  # of the whole run: the rate climbs from 0, then falls to 0 in a straight line
-SMALL_UNTIL, SMALL = 1 / 3, 3 / 4  # the first third of the run sees images of 24x24 for 32x32: 45 % less work
+WARM_UP = 0.2  # of the whole run: the rate climbs from 0, then falls in a straight line
+FORGET = 0.2  # BatchNorm's momentum: a round is a few hundred steps, so forget quickly
 NAME, METRICS = "cifar10", [ACCURACY]  # the first is the main one; whatever else evaluate() returns is shown too
 # What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
-ADDED = {"label_smoothing": 0.1, "logit_adjustment": True}
+ADDED = {"label_smoothing": 0.1, "logit_adjustment": True, "muon": True, "mirror": True, "final_rate": 0.1}
 MODELS = {  # each network's own defaults
-    "cnn": {"batch_size": 64, "learning_rate": 0.15, **ADDED},
-    "lenet": {"batch_size": 32, "learning_rate": 0.02, **ADDED},
+    "cnn": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
+    "cnn-large": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
+    "lenet": {"batch_size": 32, "learning_rate": 0.02, **ADDED, "muon": False, "mirror": False, "final_rate": 0.0},
 }
-SGD: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "dampening": 0.0, "maximize": False}
 
 
 class Cnn(nn.Module):
     """243,136 weights for 10 classes. Pooling comes before the normalisation, which it makes four times cheaper."""
 
-    any_size = True  # it takes images from 8x8 up
+    both_views = True  # predict by the mean of an image and its mirror image
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, widths: tuple[int, int, int] = (64, 128, 128)):
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 4, stride=2, padding=1, bias=False)
         self.stem.weight.data = cosine_filters(32, 4)
-        self.norm = nn.BatchNorm2d(32, momentum=0.4)  # a round is a few hundred steps: forget quickly
-        self.blocks = nn.Sequential(block(32, 64), block(64, 128), block(128, 128, pool=False))
-        self.head = nn.Linear(128, num_classes, bias=False)
+        self.norm = nn.BatchNorm2d(32, momentum=FORGET)
+        one, two, three = widths
+        self.blocks = nn.Sequential(block(32, one), block(one, two), block(two, three, pool=False))
+        self.head = nn.Linear(three, num_classes, bias=False)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (n, 3, 32, 32); sizes below are for that
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.both_views and not self.training:
+            return (self.logits(x) + self.logits(x.flip(3))) / 2
+        return self.logits(x)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:  # (n, 3, 32, 32); sizes below are for that, and cnn's widths
         x = F.gelu(self.norm(self.stem(x)))  # (n, 32, 16, 16)
         x = self.blocks(x)  # (n, 128, 4, 4)
         x = x.amax((2, 3))  # (n, 128)
@@ -55,22 +62,9 @@ class Cnn(nn.Module):
 
 def block(wide_in: int, wide_out: int, pool: bool = True) -> nn.Sequential:
     conv = nn.Conv2d(wide_in, wide_out, 3, padding=1, bias=False)
+    nn.init.dirac_(conv.weight.data[:wide_in])  # some filters begin by passing on what comes in
     halve = [nn.MaxPool2d(2)] if pool else []
-    return nn.Sequential(conv, *halve, nn.BatchNorm2d(wide_out, momentum=0.4), nn.GELU())
-
-
-def cosine_filters(count: int, size: int) -> torch.Tensor:
-    """The count / 2 smoothest waves of the 2-d cosine transform, each with its negative: (count, 3, size, size).
-
-    In brightness and two colour contrasts; close to what a first layer learns, and to whitening once normalised.
-    """
-    at = (torch.arange(size) + 0.5) * math.pi / size
-    wave = F.normalize(torch.cos(at * torch.arange(size)[:, None]), dim=1)  # (frequency, position)
-    colour = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1)
-    every = [(c, fy, fx) for c in range(3) for fy in range(size) for fx in range(size)]
-    smoothest = sorted(every, key=lambda f: (f[1] + f[2] + 1.5 * (f[0] > 0) + 0.1 * f[0], f))[: count // 2]
-    filters = [torch.einsum("c,y,x->cyx", colour[c], wave[fy], wave[fx]) for c, fy, fx in smoothest]
-    return torch.stack([sign * f for f in filters for sign in (1, -1)])
+    return nn.Sequential(conv, *halve, nn.BatchNorm2d(wide_out, momentum=FORGET), nn.GELU())
 
 
 class LeNet(nn.Sequential):
@@ -78,8 +72,6 @@ class LeNet(nn.Sequential):
 
     Pooling comes before the ReLU, which it makes four times cheaper: the greatest of four and 0 is the same either way.
     """
-
-    any_size = False
 
     def __init__(self, num_classes: int):
         super().__init__(
@@ -90,19 +82,25 @@ class LeNet(nn.Sequential):
         )  # fmt: skip
 
 
-NETWORKS = {"cnn": Cnn, "lenet": LeNet}
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "cnn": Cnn,
+    "cnn-large": functools.partial(Cnn, widths=(96, 192, 256)),
+    "lenet": LeNet,
+}
 
 
 def build(schema: dict, recipe: Recipe) -> nn.Module:
     """The untrained network; PyTorch's random state is the seed's when this is called."""
     if recipe.model == "lenet" and schema.get("input_shape", [3, 32, 32]) != [3, 32, 32]:
         raise PublicError(f"lenet takes 32x32 images, data.py makes {schema['input_shape']}; set SIDE, or use cnn")
-    return NETWORKS[recipe.model](len(schema["classes"]))
+    network = NETWORKS[recipe.model](len(schema["classes"]))
+    network.both_views = recipe.own["mirror"]
+    return network
 
 
-def rate_at(t: float) -> float:
-    """The learning rate at time t in [0, 1] of the whole run, as a share of its peak."""
-    return t / WARM_UP if t < WARM_UP else (1 - t) / (1 - WARM_UP)
+def rate_at(t: float, final: float = 0.0) -> float:
+    """The learning rate at time t in [0, 1] of the whole run, as a share of its peak; final: at its end."""
+    return t / WARM_UP if t < WARM_UP else final + (1 - final) * (1 - t) / (1 - WARM_UP)
 
 
 def to_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -128,29 +126,22 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
         batches = [batch for batch in batches if len(batch) > 1]  # BatchNorm cannot learn from one example
     else:
         network.eval()  # the only way to learn from one: by the statistics that came with the weights
-    momenta: list[torch.Tensor | None] = [None] * len(parameters)
-    start_weights = [each.detach().clone() for each in parameters] if recipe.proximal_mu else []
+    optimiser = Optimiser(parameters, recipe.own["muon"], recipe.proximal_mu)
     log_prior = targets = torch.empty(0)
     total, seen = 0.0, 0
     for done, batch in enumerate(tqdm(batches, part.title, unit=" batches", leave=False, disable=None)):
         t = part.start + (part.end - part.start) * (done + 0.5) / len(batches)
-        x = to_input(images[batch], device)
-        if t < SMALL_UNTIL and x.shape[-1] > 16 and getattr(network, "any_size", False):
-            x = F.interpolate(x, size=int(x.shape[-1] * SMALL), mode="area")
+        seen_images = images[batch]
+        if recipe.own["mirror"]:
+            mirrored = torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5
+            seen_images = torch.where(mirrored, seen_images.flip(3), seen_images)
+        x = to_input(seen_images, device)
         logits = logits_of(network, x)
         if not done:
             log_prior, targets = priors(labels, logits.shape[1], recipe.own, device)
         loss = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
-        gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
-        used = [i for i, gradient in enumerate(gradients) if gradient is not None]  # forward may skip a layer
-        with torch.no_grad():
-            # FedProx, Li et al. 2020, arXiv:1812.06127: the gradient of mu / 2 |w - start|^2; no start without it.
-            for i in used if start_weights else ():
-                gradients[i] = gradients[i] + recipe.proximal_mu * (parameters[i] - start_weights[i])
-            # torch.optim.SGD as a function: the class imports torch's compiler, a second for each client.
-            own: list[Any] = [[each[i] for i in used] for each in (parameters, gradients, momenta)]
-            sgd(*own, lr=recipe.learning_rate * rate_at(t), **SGD)
-            momenta = [own[2].pop(0) if i in used else momentum for i, momentum in enumerate(momenta)]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        optimiser.step(gradients, recipe.learning_rate * rate_at(t, recipe.own["final_rate"]))
         total += loss.item() * len(batch)
         seen += len(batch)
     return {"train_loss": total / max(seen, 1)}

@@ -76,6 +76,7 @@ def federate(dataset: InMemory, recipe: Recipe, num_clients: int = 3) -> Iterato
     share_cores(None, clients_on_host=1)
     clients = [Client(dataset, Assignment(number, num_clients, recipe)) for number in range(num_clients)]
     weights, positions = clients[0].get_parameters({}), clients[0].buffer_positions
+    measured = clients[0].batchnorm_positions
     strategy = CheckedStrategy(STRATEGIES["fedavg"], ServerSettings(), weights, positions)
     for server_round in range(recipe.rounds + 1):
         config = {"server_round": server_round}
@@ -83,6 +84,9 @@ def federate(dataset: InMemory, recipe: Recipe, num_clients: int = 3) -> Iterato
         if server_round:
             answers = [client.fit(weights, config) for client in clients]
             weights = strategy.aggregate(weights, [Update(p, *answer) for p, answer in enumerate(answers)])
+            if measured:
+                statistics = [Update(p, *client.measure(weights, config)) for p, client in enumerate(clients)]
+                weights = strategy.with_statistics(weights, measured, statistics)
         scored = [client.evaluate(weights, config) for client in clients]
         seconds = time.perf_counter() - began
         scores = [Score(p, n, {"loss": loss, **metrics}) for p, (loss, n, metrics) in enumerate(scored)]

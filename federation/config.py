@@ -18,7 +18,7 @@ from federation.setting import Settings, of_kind, setting
 import numpy as np
 
 RUN, RECIPE = "the run", "the recipe, which every client gets"  # titles in --help
-MEASURED = 2_000  # training examples of each client on which BatchNorm's statistics are measured anew
+MEASURED = 1_000  # training examples of each client on which BatchNorm's statistics are measured anew
 FEWEST_VALUES = 10  # of a column: of one with fewer, a client tells nothing
 METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 OF_TASK = ("model", "batch_size", "learning_rate", "own")  # settings whose defaults are the task's

@@ -62,9 +62,11 @@ def test_the_task_offers_exactly_the_networks_that_there_are():
 
 def test_without_a_word_it_is_the_first_network_with_its_own_defaults_and_each_network_has_its_own():
     cnn, lenet = recipe(), recipe(model="lenet")
-    assert (cnn.model, cnn.batch_size, cnn.learning_rate) == ("cnn", 64, 0.15)
+    assert (cnn.model, cnn.batch_size, cnn.learning_rate) == ("cnn", 128, 0.15)
     assert (lenet.batch_size, lenet.learning_rate) == (32, 0.02)
-    assert cnn.own == lenet.own == {"label_smoothing": 0.1, "logit_adjustment": True}
+    added = {"label_smoothing": 0.1, "logit_adjustment": True}
+    assert cnn.own == {**added, "muon": True, "mirror": True, "final_rate": 0.1}
+    assert lenet.own == {**added, "muon": False, "mirror": False, "final_rate": 0.0}
 
 
 # Building
@@ -219,6 +221,43 @@ def test_the_learning_rate_follows_a_schedule_over_all_rounds(network):
     assert not same_bits(get_weights(early), get_weights(late))
 
 
+def test_the_rate_climbs_to_its_peak_and_falls_to_its_end_in_straight_lines():
+    assert [model.rate_at(t) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [model.rate_at(t, 0.2) for t in (0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.5, 1, 0.6, 0.2])
+
+
+def test_each_addition_to_plain_fedavg_can_be_switched_off():
+    made, network = {}, build("cnn", CLASSES)
+    for own in ({}, {"muon": False}, {"mirror": False}, {"label_smoothing": 0}, {"final_rate": 0.0}):
+        copied = copy.deepcopy(network)
+        train(copied, 16, span=(0.8, 1.0), own=own)
+        made[str(own)] = [array.tobytes() for array in get_weights(copied)]
+    usual = made.pop("{}")
+    assert [what for what, bits in made.items() if bits == usual] == []
+
+
+def test_mirrored_images_are_some_of_them_and_other_ones_in_each_round(monkeypatch):
+    seen = []
+    monkeypatch.setattr(model, "to_input", lambda x, device: (seen.append(x), x.float())[1])
+    images = torch.arange(2, dtype=torch.uint8).expand(64, 3, 1, 2).contiguous()  # 0 on the left, 1 on the right
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 2))
+    made = recipe(batch_size=64)
+    for number in (1, 2):
+        model.train_round(network, (images, torch.zeros(64, dtype=torch.int64)), made, made.part(0, number))
+    first, second = (set(torch.nonzero(each[:, 0, 0, 0]).ravel().tolist()) for each in seen)
+    assert 10 < len(first) < 54
+    assert first != second
+    assert all(torch.equal(each.sort(3).values, images) for each in seen)
+
+
+def test_an_image_and_its_mirror_image_are_predicted_alike_unless_that_is_switched_off():
+    images, labels = examples(4)
+    for mirror, alike in ((True, True), (False, False)):
+        network = build("cnn", CLASSES, mirror=mirror)
+        one, other = (model.predict(network, (each, labels)) for each in (images, images.flip(3)))
+        assert torch.allclose(one, other, atol=1e-6) == alike
+
+
 def test_a_round_is_its_own_part_of_the_run_unless_another_is_given(network):
     one, other = copy.deepcopy(network), copy.deepcopy(network)
     made = recipe(rounds=4, batch_size=4, learning_rate=0.01)
@@ -271,7 +310,8 @@ def test_two_steps_of_fedprox_by_hand(start, mu):
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     model.train_round(network, (images, torch.tensor([0, 1])), made, made.part(0, 1))
     weights, momenta = list(start), [0.0 for _ in start]
-    for rate in (0.1 * 0.75 / 0.8, 0.1 * 0.25 / 0.8):  # at a quarter and at three quarters of the run
+    # At a quarter and at three quarters of the run; the rate falls to a tenth of its peak.
+    for rate in (0.1 * (0.1 + 0.9 * 0.75 / 0.8), 0.1 * (0.1 + 0.9 * 0.25 / 0.8)):
         slope = 1 / (1 + math.exp(-sum(weights))) - 0.5  # of the loss; half the labels are 0
         for i, first in enumerate(start):
             gradient = slope + mu * (weights[i] - first) + 5e-4 * weights[i]

@@ -43,10 +43,10 @@ def recipe(**values: object) -> Recipe:
     return open_task().complete(Recipe(**values))
 
 
-def build(name: str, classes: int = 3, seed: int = 0):  # -> torch.nn.Module
-    """An untrained network of the project's own, for so many classes."""
+def build(name: str, classes: int = 3, seed: int = 0, **own: object):  # -> torch.nn.Module
+    """An untrained network of the project's own, for so many classes, with these own settings."""
     schema = {"classes": [f"class {i}" for i in range(classes)], "input_shape": INPUT_SHAPE}
-    return open_task().build(schema, recipe(model=name, seed=seed))
+    return open_task().build(schema, recipe(model=name, seed=seed, own=own))
 
 
 def write_task(folder: Path, data: str = DATA, model: str = MODEL) -> Task:
