@@ -58,7 +58,7 @@ lock:
 	mv $(VENV)/lock.txt requirements-lock.txt
 	rm -r $(VENV)/lock
 
-$(VENV)/installed: requirements.txt $(BROKEN)
+$(VENV)/installed: requirements.txt requirements-server.txt $(BROKEN)
 	$(RIGHT_PYTHON)
 	$(PYTHON) -m venv $(if $(BROKEN),--clear) $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --requirement requirements.txt

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from federation.client.options import add_data_flags
-from federation.console import Parser, command_line, fail, say
+from federation.console import TIMES, Parser, command_line, fail, say
 from federation.protocol import BEGINS
 from federation.results.history import History
 from federation.results.run_folder import new_run_dir
@@ -42,7 +42,7 @@ class Processes:
         process = subprocess.Popen(
             [sys.executable, "-u", *command],
             cwd=Path(__file__).parent,
-            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", TIMES: "off"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -4,10 +4,10 @@ import argparse
 
 from federation.aggregation.strategy import STRATEGIES
 from federation.console import say
-from federation.net import check_port, keep_server_connections
+from federation.net import keep_server_connections
+from federation.operations.monitoring import check_ports, open_monitoring
 from federation.operations.sweep import sweep
 from federation.process import allow_many_connections, exit_now, give_memory_back
-from federation.results.observers import open_observers
 from federation.results.report import finish
 from federation.results.run_folder import open_run, recorder
 from federation.security.credentials import ServerCredentials
@@ -15,7 +15,7 @@ from federation.server import engine_app
 from federation.server.admission import Admission
 from federation.server.async_server import SERVERS
 from federation.server.grpc_server import harden
-from federation.server.options import describe, parse_args, place
+from federation.server.options import describe, entered, parse_args, place
 
 from flwr.server import Server, ServerApp, ServerConfig, start_server
 
@@ -28,8 +28,7 @@ def main() -> None:
         sweep(args)
     settings = args.settings
     credentials = ServerCredentials.load(args)
-    check_port(args.address)
-    observers = open_observers(args.tensorboard)
+    check_ports(args)
     run = open_run(args)
 
     clients = Admission(  # first come, first served
@@ -43,8 +42,9 @@ def main() -> None:
         max_message_bytes=args.max_message_bytes,
     )
     strategy = STRATEGIES[settings.strategy]  # Flower's FedAvg unless --strategy names another
-    server = SERVERS[settings.mode](clients, strategy, settings, run, observers)
+    server = SERVERS[settings.mode](clients, strategy, settings, run, open_monitoring(args, run))
     say(f"server on {place(args)}: {describe(args)}; results in {run.folder.path}")
+    say(f"clients enter: {entered(args, credentials.hosts)}")
     serve(server, args, credentials.certificates)
     if server.exit_code == 0:
         finish(run.folder)

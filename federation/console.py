@@ -7,11 +7,17 @@ import argparse
 import atexit
 import codecs
 import contextlib
+import json
+import logging
+import logging.handlers
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,13 +31,83 @@ class PublicError(ValueError):
 
 
 def say(text: str) -> None:
-    print(f"{text}\n", end="", flush=True)  # in one piece: other threads speak too
+    _log(text)
+    print(f"{_timed(text, sys.stdout)}\n", end="", flush=True)  # in one piece: other threads speak too
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """End the program with one line: code 2 for wrong use, 1 for what the machine or the other side refuses."""
-    print(f"{Path(sys.argv[0]).stem}: error: {message}", file=sys.stderr, flush=True)
+    _log(f"error: {message}")
+    line = f"{Path(sys.argv[0]).stem}: error: {message}"
+    print(_timed(line, sys.stderr), file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+# Times, and a file of what is said
+
+TIMES = "FEDERATION_TIMES"  # environment variable: "off" leaves out the time of day, for who reads the lines
+LOG = logging.getLogger("federation")
+LOG.propagate, LOG_BYTES, LOG_FILES = False, 10_000_000, 5
+
+
+def _timed(text: str, stream: Any) -> str:
+    """With the time of day before each line where it goes into a file or a pipe; a terminal's user has a clock."""
+    if os.environ.get(TIMES) == "off" or stream.isatty():
+        return text
+    now = time.strftime("%H:%M:%S ")
+    return "\n".join(f"{now}{line}" if line else line for line in text.split("\n"))
+
+
+def _log(text: str) -> None:
+    if _log_files():
+        level = logging.ERROR if text.startswith("error: ") else logging.WARNING
+        LOG.log(level if text.startswith(("error: ", "warning: ")) else logging.INFO, text)
+
+
+def _log_files() -> list[logging.Handler]:
+    return [each for each in LOG.handlers if isinstance(each, logging.handlers.RotatingFileHandler)]
+
+
+def add_log_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-file", metavar="FILE", help="also write what is said there, with date and level")
+    parser.add_argument("--log-format", choices=list(FORMATS), default="text", help="of that file: a line, or JSON")
+
+
+def log_to(path: str | None, kind: str = "text") -> None:
+    """Write everything that is said into this file, too; at 10 MB it becomes FILE.1, and so on to FILE.5.
+
+    Exits with 2 and one line where it can't be written. A disk that is full later is no reason to end.
+    """
+    if path is None or _log_files():
+        return
+    try:
+        handler = logging.handlers.RotatingFileHandler(path, "a", LOG_BYTES, LOG_FILES, encoding="utf-8")
+    except OSError as error:
+        fail(f"--log-file {path} can't be written ({error.strerror}); name another", 2)
+    handler.setFormatter(FORMATS[kind]())
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    LOG.setLevel(logging.INFO)
+    LOG.addHandler(handler)
+
+
+class _TextLine(logging.Formatter):
+    """2026-11-25T14:03:07.123Z INFO text; a table's later lines follow without a time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{_utc(record)} {record.levelname} {record.getMessage()}"
+
+
+class _JsonLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        words = {"time": _utc(record), "level": record.levelname, "text": record.getMessage()}
+        return json.dumps(words, ensure_ascii=False)
+
+
+FORMATS: dict[str, Callable[[], logging.Formatter]] = {"text": _TextLine, "json": _JsonLine}
+
+
+def _utc(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def clean(text: object, limit: int = 300) -> str:

@@ -59,6 +59,16 @@ def check_port(address: str) -> None:
         fail(f"can't listen on {address} ({error.strerror}); {remedy}")
 
 
+def own_address() -> str:
+    """This machine's address on the way to others; its name where it has none."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect(("192.0.2.1", 9))  # RFC 5737's, to nobody; UDP connects without sending anything
+            return way.getsockname()[0]
+    except OSError:
+        return socket.gethostname()
+
+
 def bypass_proxy(host: str) -> None:
     """Have gRPC connect to this host directly; it would otherwise ask the proxy of http_proxy."""
     excepted = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC's own names)

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import os
 import re
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from helpers.processes import Federation
 
+os.environ["FEDERATION_TIMES"] = "off"
 importlib.import_module("federation")  # it sets what flwr reads when it is imported; a test may import flwr first
 
 # A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.

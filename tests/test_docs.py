@@ -32,7 +32,7 @@ import torch
 from flwr.common import Code, EvaluateRes, Status
 from helpers.engines import commands
 from helpers.example_runs import call, make_history, make_images, make_run
-from helpers.processes import CLEAN, ROOT, Federation
+from helpers.processes import CLEAN, ROOT, Federation, free_port
 from helpers.tasks import build, recipe
 
 import baseline
@@ -210,7 +210,11 @@ def test_python_command(command, tmp_path):
             if "--tensorboard" in flags:
                 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
                 flags = [flag.replace("runs/", f"{tmp_path}/") for flag in flags]
-            server = federation.server(*flags)
+            if "--metrics" in flags:
+                pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
+                ports = {"8081": str(free_port()), "9464": str(free_port())}
+                flags = [ports.get(flag, flag) for flag in flags]
+            server = federation.server(*flags, cwd=tmp_path)
             for _ in range(3):
                 federation.tiny()
             server.ends(0)
@@ -349,7 +353,8 @@ OTHERS = {  # flags of programs that are not ours
     "flower-superlink": "--ssl-ca-certfile --ssl-certfile --ssl-keyfile --enable-supernode-auth --port",
     "flower-supernode": "--superlink --root-certificates --auth-supernode-private-key --port --node-config",
     "flower-supernode too": "--trusted-entities",
-    "docker": "--tag --rm --user --volume --scale --build-arg",
+    "docker": "--tag --rm --user --volume --scale --build-arg --target --project-directory --file",
+    "useradd, systemctl, journalctl": "--system --home-dir --now --unit --follow",
     "the reader's own, of the example": "--weight-decay",
 }
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from federation.console import Parser
+from federation.console import Parser, add_log_flags, log_to
 from federation.net import parse_address
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
@@ -63,6 +63,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add("--identity", metavar="FILE", help="this client's own key, where the server admits members; see deploy.md")
     add("--server-key", metavar="FILE", help="the server's .pub file: take part in no other server's runs")
     add("--ca-certificate", metavar="FILE", help="the authority of the server's TLS certificate; turns TLS on")
+    add_log_flags(parser)
     args = parser.parse_args(argv)
     try:
         parse_address(args.server)
@@ -78,4 +79,5 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         parser.error(f"--wait must be at least 0, got {args.wait:g}")
     if args.save and not Path(args.save).absolute().parent.is_dir():
         parser.error(f"--save {args.save}: its folder does not exist")
+    log_to(args.log_file, args.log_format)
     return args

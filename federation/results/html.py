@@ -70,11 +70,21 @@ NO_SETTINGS = (
     "columns",
     MEMBERS,
 )
+RELOAD_SECONDS = 3
 LISTED_EVENTS = 200  # a server that ran for months lists its newest
 
 
-def run_page(name: str, history: History, baseline: Baseline | None, shown: dict[str, tuple[bytes, bytes]]) -> str:
-    """The report on a run; `shown` holds its pictures by name, each for a light and for a dark page."""
+def run_page(
+    name: str,
+    history: History,
+    baseline: Baseline | None,
+    shown: dict[str, tuple[bytes, bytes]],
+    reload: bool = False,
+) -> str:
+    """The report on a run; `shown` holds its pictures by name, each for a light and for a dark page.
+
+    reload: whether the run goes on, so that the page shall be read again every few seconds.
+    """
     config, last, main = history.config, (history.scored() or history.rounds)[-1], history.main
     drawn = {key: picture(*pair, CAPTIONS[key]) for key, pair in shown.items()}
     body = [
@@ -82,7 +92,7 @@ def run_page(name: str, history: History, baseline: Baseline | None, shown: dict
         f"<p>{escape(main.name.capitalize())} <b>{score(last.main(), main)}</b> on all test examples after round "
         f"{last.position:g} of {config['rounds']}, "
         f"by {config['clients']} clients.</p>",
-        drawn["accuracy"],
+        drawn.get("accuracy", ""),
     ]
     if baseline:
         body += ["<h2>With and without federation</h2>", f"<p>{escape(verdict(history, baseline))}</p>"]
@@ -100,7 +110,7 @@ def run_page(name: str, history: History, baseline: Baseline | None, shown: dict
     cells = [[key, "off" if value is None else str(value)] for key, value in settings.items()]
     classes = ", ".join(config.get("classes", []))
     body += ["<h2>Configuration</h2>", table([["setting", "value"], *cells, ["classes", classes]], words=(0, 1))]
-    return page(f"Federated run {name}", body)
+    return page(f"Federated run {name}", body, reload)
 
 
 def _steps(history: History) -> list[list[str]]:
@@ -144,8 +154,13 @@ def _events(history: History) -> str:
     return table([["UTC", f"from {time.strftime('%Y-%m-%d', first)} on"], *rows], words=(0, 1))
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    return HEAD.replace("TITLE", escape(title)) + "\n".join(body) + "\n</body>\n</html>\n"
+def page(title: str, body: Iterable[str], reload: bool = False) -> str:
+    again = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">\n' if reload else ""
+    return (
+        HEAD.replace("TITLE", escape(title)).replace("<title>", f"{again}<title>")
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
 
 
 def picture(light: bytes, dark: bytes, caption: str) -> str:

@@ -22,6 +22,9 @@ class Observers:
     def __init__(self, observers: list[Observer]) -> None:
         self._observers = list(observers)
 
+    def add(self, observer: Observer) -> None:
+        self._observers.append(observer)
+
     def begin(self, history: History) -> None:
         self._tell("begin", history)
 

@@ -66,6 +66,15 @@ def write(folder: RunFolder, show_images: bool = False) -> list[Path]:
     return written
 
 
+def write_live(folder: RunFolder, history: History, reload: bool = True) -> None:
+    """report.html of a run that goes on, which the browser then reloads; without pictures, which take a second.
+
+    Raises OSError where the folder can't be written.
+    """
+    text = html.run_page(folder.path.resolve().name, history, None, {}, reload)
+    write_whole(folder.path / "report.html", functools.partial(_write, text.encode()))
+
+
 def _write(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 

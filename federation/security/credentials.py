@@ -120,8 +120,14 @@ class ServerCredentials:
         except ValueError:
             return False
         if self.certificates:
-            return host.lower() in hosts_of(self.certificates[1])
+            return host.lower() in self.hosts
         return is_loopback(host) or self.insecure
+
+    @property
+    def hosts(self) -> list[str]:
+        """By which clients may call us: those of the certificate, names before addresses."""
+        found = hosts_of(self.certificates[1]) if self.certificates else set()
+        return sorted(found, key=lambda host: (host[0].isdigit() or ":" in host, host))
 
     def prove(self, answer: dict, run: str, nonce: str) -> str:
         """Our signature for a client that asked for it; "" without a key, or where the client means another server."""

@@ -24,6 +24,7 @@ import grpc
 from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, GetPropertiesIns, Parameters, serde
 from flwr.proto.transport_pb2 import ClientMessage, ServerMessage
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 try:
     from flwr.server.superlink.fleet.grpc_bidi import grpc_server
@@ -55,8 +56,25 @@ def harden() -> None:
     def add(flower: FlowerServiceServicer, server: grpc.Server) -> None:
         join = grpc.stream_stream_rpc_method_handler(BackpressureServicer(flower.client_manager).Join, Answer, as_bytes)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Join": join}),))
+        health_pb2_grpc.add_HealthServicer_to_server(Health(flower.client_manager), server)
 
     grpc_server.add_FlowerServiceServicer_to_server = add  # type: ignore[assignment]
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """gRPC's standard health service (grpc.health.v1), for whoever watches the server; says nothing of the run.
+
+    Only Check: a Watch would keep a thread, of which each client needs one.
+    """
+
+    def __init__(self, clients: Any) -> None:
+        self._clients = clients
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if request.service not in ("", SERVICE):
+            context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        status = health_pb2.HealthCheckResponse
+        return status(status=status.NOT_SERVING if self._clients.closed else status.SERVING)
 
 
 class Answer:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from federation.config import RUN, Recipe
-from federation.console import Parser
-from federation.net import is_loopback, parse_address
+from federation.console import Parser, add_log_flags, command_line, log_to
+from federation.net import is_loopback, join, own_address, parse_address
 from federation.results.run_folder import INITIAL, RunFolder
 from federation.server.settings import ServerSettings
 from federation.setting import Settings, add_flags, flag
@@ -37,6 +37,14 @@ def build_parser(description: str | None) -> Parser:
     )
     add("--sweep", metavar="FILE", help="runs over a grid of settings and seeds (TOML): docs/many-runs.md")
     add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
+    add("--page", type=int, metavar="PORT", help="serve the run's page at http://127.0.0.1:PORT/ while it goes on")
+    add(
+        "--metrics",
+        type=int,
+        metavar="PORT",
+        help="numbers for Prometheus there (needs: pip install prometheus-client)",
+    )
+    add_log_flags(parser)
     add_flags(parser, [Recipe, ServerSettings])
     add = parser.add_argument_group(JOIN).add_argument
     add("--classes", nargs="+", metavar="NAME", help="classes of the federation (default: those of the clients)")
@@ -78,12 +86,28 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
             raise ValueError(problem)
     except ValueError as error:
         parser.error(str(error))
+    log_to(args.log_file, args.log_format)
     return args
 
 
 def place(args: argparse.Namespace) -> str:
     """Where the server listens."""
     return args.address + (" with TLS" if args.certificate else "")
+
+
+def entered(args: argparse.Namespace, hosts: list[str]) -> str:
+    """The command that a client enters, with an address by which others reach this machine.
+
+    hosts: the names in the server's certificate, if it has one.
+    """
+    host, port = parse_address(args.address)
+    if host in ("0.0.0.0", "::"):
+        host = hosts[0] if hosts else own_address()
+    flags = ["--server", join(host, port)]
+    flags += ["--ca-certificate", Path(args.ca_certificate).name] if args.ca_certificate else []
+    flags += ["--secret-file", Path(args.secret_file).name] if args.secret_file else []
+    flags += ["--identity", "FILE"] if args.members else []
+    return command_line("python", "client.py", *flags)
 
 
 def describe(args: argparse.Namespace) -> str:
@@ -175,6 +199,9 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
     if args.max_message_mb > 2047:
         yield f"--max-message-mb can be 2047 at most (gRPC's limit), got {args.max_message_mb}"
     args.max_message_bytes = int(args.max_message_mb * 1_000_000)
+    for name in ("page", "metrics"):
+        if getattr(args, name) is not None and not 1 <= getattr(args, name) <= 65535:
+            yield f"--{name} needs a port from 1 to 65535, got {getattr(args, name)}"
     tls = [args.certificate, args.private_key, args.ca_certificate]
     if any(tls) and not all(tls):
         yield (
