@@ -1,7 +1,6 @@
 """A client's way to the server without a network: streams by a script, on a clock of our own."""
 
 import contextlib
-import math
 import os
 import re
 import socket
@@ -14,156 +13,38 @@ from federation.client import connection
 from federation.client.connection import connect
 from federation.client.proxy import PROXIES, proxy_for
 from federation.client.session import RunEnded, Session
-from federation.config import Recipe
 
 import grpc
-import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
 from flwr.common import (
-    EvaluateIns,
-    FitIns,
     GetParametersIns,
-    GetPropertiesIns,
-    ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
 from flwr.compat.client.grpc_client import connection as flowers
 from flwr.proto.transport_pb2 import ServerMessage
 from helpers.processes import free_port
+from helpers.scripted_server import (
+    ADDRESS,
+    AWAY,
+    CUT,
+    FINISHED,
+    Broken,
+    Client,
+    Server,
+    evaluate,
+    fit,
+    hello,
+    place,
+    reconnect,
+    told,
+)
 
-ADDRESS = "127.0.0.1:8080"
-START = [np.zeros(2, np.float32), np.array(0)]
 STARTED = "; start `python server.py`, or name it with --server"
-
-
-class Broken(grpc.RpcError, grpc.Call):
-    """A stream that ends with this status."""
-
-    def __init__(self, code: grpc.StatusCode, details: str | None = ""):
-        self._code, self._details = code, details
-
-    def code(self):
-        return self._code
-
-    def details(self):
-        return self._details
-
-    add_callback = cancel = initial_metadata = is_active = time_remaining = trailing_metadata = None
-
-
-Broken.__abstractmethods__ = frozenset()
-AWAY = Broken(grpc.StatusCode.UNAVAILABLE, "failed to connect")
-CUT = Broken(grpc.StatusCode.CANCELLED)
-
-
-# What a server says, as Flower's connection hands it over
-
-
-def properties(**config: object):
-    return "get_properties", flowers.compat.getpropertiesins_to_recorddict(GetPropertiesIns(config))
-
-
-def hello():
-    return properties(ask="hello", nonce="n")
-
-
-def place():
-    return properties(ask="place", partition=1, num_partitions=3, recipe=Recipe().to_json())
-
-
-def told(kind: str, words: str, code: int = 1):
-    return properties(ask="told", kind=kind, words=words, code=code)
-
-
-def reconnect(seconds: int = 0):
-    return "reconnect", RecordDict({"config": ConfigRecord({"seconds": seconds})})
-
-
-def fit(number: int = 1):
-    ins = FitIns(ndarrays_to_parameters(START), {"server_round": number, "clients_on_host": 1})
-    return "train", flowers.compat.fitins_to_recorddict(ins, False)
-
-
-def evaluate(number: int = 1):
-    ins = EvaluateIns(ndarrays_to_parameters(START), {"server_round": number, "clients_on_host": 1})
-    return "evaluate", flowers.compat.evaluateins_to_recorddict(ins, False)
-
-
-FINISHED = [told("finished", "the run is done after 3 rounds", 0), reconnect()]
-
-
-class Server:
-    """Each stream is a list of what the server says; an exception breaks it. After the last list it is away."""
-
-    def __init__(self, monkeypatch, *streams: list):
-        self.streams = list(streams)
-        self.opened: list[tuple] = []
-        self.answers: list = []
-        self.now = 0.0
-        self.slept: list[float] = []
-        monkeypatch.setattr(connection, "grpc_connection", self.connect)
-        monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
-        monkeypatch.setattr(connection, "tls_mismatch", lambda *_: None)
-        monkeypatch.setattr(connection, "keep_client_connection", lambda: None)
-        monkeypatch.setattr(connection.socket, "create_connection", self.probe)
-        monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-        monkeypatch.setenv("no_grpc_proxy", "")
-        for name in (*PROXIES, "no_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        self.probed: object = ConnectionRefusedError()
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-    def probe(self, address, timeout):
-        """A connection to see why nobody answers."""
-        if isinstance(self.probed, Exception):
-            raise self.probed
-        return self.probed
-
-    @contextlib.contextmanager
-    def connect(self, address, insecure, *_, root_certificates):
-        self.opened.append((address, insecure, root_certificates))
-        stream = iter(self.streams.pop(0) if self.streams else [AWAY])
-
-        def receive():
-            said = next(stream)
-            if isinstance(said, Exception):
-                raise said
-            if callable(said):
-                return said()
-            kind, content = said
-            metadata = flowers.Metadata(0, "id", 0, 0, "", "", 0.0, 60.0, kind)
-            return flowers.make_message(metadata=metadata, content=content)
-
-        yield receive, lambda message: self.answers.append(message), None, None, None, None
-
-    def properties(self, number: int) -> dict:
-        """The client's answer to a get_properties message."""
-        return flowers.compat.recorddict_to_getpropertiesres(self.answers[number].content).properties
 
 
 @pytest.fixture
 def serve(monkeypatch):
     return lambda *streams: Server(monkeypatch, *streams)
-
-
-class Client:
-    num_train, num_test, buffer_positions = 100, 10, ()
-
-    def __init__(self, assignment=None):
-        pass
-
-    def get_parameters(self, config):
-        return START
-
-    def fit(self, parameters, config):
-        return [array + 1 for array in parameters], 100, {"train_loss": 1.0}
-
-    def evaluate(self, parameters, config):
-        return 1.0, 10, {"accuracy": 0.5}
 
 
 def session(client: type = Client) -> Session:
@@ -213,17 +94,6 @@ def test_a_server_on_this_machine_is_never_asked_through_a_proxy(serve, monkeypa
 
 
 # Waiting
-
-
-def test_one_that_waits_for_days_asks_ever_less_often_but_once_a_minute_and_says_so_once(serve, capsys):
-    server = serve(*[[AWAY]] * 15, [hello(), CUT], *[[AWAY]] * 2, FINISHED)
-    connect(session(), ADDRESS, wait=math.inf)
-    assert server.slept[:4] == pytest.approx([1, 1.5, 2.25, 3.375])
-    assert server.slept[13:15] == [60, 60]
-    assert server.slept[15:17] == [1, 1.5]  # it had been there
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "no server at 127.0.0.1:8080; asking again until it is there"
-    assert len(said) == 2
 
 
 def test_it_waits_for_a_server_that_is_not_there_yet_and_says_so_once(serve, capsys):
@@ -493,8 +363,8 @@ def test_a_login_in_a_proxys_address_is_never_shown(real, monkeypatch, capfd, ad
     line = connection.out_of_reach("127.0.0.1", port)
     assert ("http_proxy is no http://HOST:PORT" in line) == (address in WRONG)
     shown = line + "".join(capfd.readouterr())
-    for place in (f":{proxy.port}", f":{port}", "127.0.0.1"):
-        shown = shown.replace(place, "")
+    for name in (f":{proxy.port}", f":{port}", "127.0.0.1"):
+        shown = shown.replace(name, "")
     assert not re.search("jane|s3cret|user|12|amFuZT", shown)
 
 

@@ -66,13 +66,13 @@ def test_fewer_than_min_clients_are_too_few_and_the_words_name_the_last_round_th
 # Asking
 
 
-def test_a_client_is_told_the_round_and_how_many_share_its_machine(make):
+def test_a_client_is_told_the_round_how_many_train_in_it_and_how_many_share_its_machine(make):
     learners = [Learner() for _ in range(3)]
     dispatcher = make(learners)
     dispatcher.clients.participants[1].host = "elsewhere"
     dispatcher.fit(7, START, dispatcher.clients.ready())
     assert [learner.asked for learner in learners] == [
-        [{"server_round": 7, "clients_on_host": number}] for number in (2, 1, 2)
+        [{"server_round": 7, "clients_on_host": number, "participants": 3}] for number in (2, 1, 2)
     ]
 
 

@@ -1,12 +1,17 @@
 """The client's way to the server: wait for it, keep the stream, come back when it breaks, say what is wrong."""
 
-import math
+import gc
+import random
 import socket
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
+from federation.client.policy import AgainstPolicy, OutsideHours
 from federation.client.proxy import passed_over, proxy_for, try_proxy
 from federation.client.session import RunEnded, Session
 from federation.console import clean, say
@@ -29,42 +34,129 @@ except ImportError:
     )
 from flwr.compat.client.grpc_client.connection import grpc_connection
 
-LONGEST_PAUSE = 60.0  # seconds between two questions whether the server is there
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts of a client that stays; each twice the last
 
 
 def connect(session: Session, address: str, *, wait: float, root_certificates: bytes | None = None) -> None:
     """Take part until the run is done, asking again for `wait` seconds whenever the server is not there.
 
-    Raises RunEnded when the run ends otherwise, the server stays away, or TLS on the two sides does not fit. With
-    infinite `wait` it asks for days, after a while once a minute.
+    Raises RunEnded when the run ends otherwise, the server stays away, or TLS on the two sides does not fit.
     """
-    host, port = parse_address(address)
-    if is_loopback(host):
-        bypass_proxy(host)
-    keep_client_connection()
-    threading.excepthook = _hush
-    away_since, announced, heard, pause = time.monotonic(), False, 0, min(1.0, wait / 10)
+    prepare(address)
+    away_since, announced, heard = time.monotonic(), False, 0
     while True:
-        try:
-            answer(session.to_client(), address, root_certificates)
-            if session.close_reason is None or session.close_reason.kind != "stopped" or session.failure:
-                return session.raise_for_end()
-            words = session.close_reason.words
-        except (grpc.RpcError, StopIteration) as error:
-            if session.failure:
-                return session.raise_for_end()
-            words = _explain(error, host, port, root_certificates)
+        words = attempt(session, address, root_certificates)
+        if words is None:
+            return
         if session.heard > heard:
-            away_since, announced, heard, pause = time.monotonic(), False, session.heard, min(1.0, wait / 10)
+            away_since, announced, heard = time.monotonic(), False, session.heard
         if not announced:
-            say(f"{words}; asking again " + ("until it is there" if math.isinf(wait) else f"for {wait:g} s"))
+            say(f"{words}; asking again for {wait:g} s")
             announced = True
         if time.monotonic() - away_since >= wait:
             remedy = "; start `python server.py`, or name it with --server" if words.startswith("no server") else ""
             raise RunEnded(f"{words} after {wait:g} s{remedy}" if remedy else f"{words}; gave up after {wait:g} s")
-        time.sleep(pause)
-        if math.isinf(wait):
-            pause = min(LONGEST_PAUSE, 1.5 * pause)
+        time.sleep(min(1.0, wait / 10))
+
+
+@dataclass
+class Outcome:
+    """How an attempt of a client that stays ended."""
+
+    words: str
+    away: bool = False  # whether there was nobody to take part with
+    # Of a session that is over, the run that the next one must not come back to, or ""; None where this one goes on.
+    left_run: str | None = None
+
+
+def stay(
+    new_session: Callable[[str], Session],
+    read_again: Callable[[Session], None],
+    finished: Callable[[Session], str],
+    address: str,
+    root_certificates: bytes | None = None,
+    fatal: tuple[type[Exception], ...] = (),
+) -> NoReturn:
+    """Take part in one run after the other, for days; says a line for each. Raises RunEnded where `fatal` ended one.
+
+    new_session: given the id of a run that it must not come back to, or "". read_again: called before each attempt,
+    for files that may have changed. finished: what to do with a final model; returns what is said of it. Nothing that
+    the other side says ends it: who poses as the server must not be able to end a hospital's client.
+    """
+    prepare(address)
+    session, pause, said = new_session(""), SHORTEST_PAUSE, ("", "")
+    while True:
+        read_again(session)
+        joined = session.joined
+        outcome = _once(session, finished, address, root_certificates, fatal)
+        line = session.run_id, outcome.words
+        if session.joined > joined:
+            say(f"run {session.run_id or 'without an id'}: {outcome.words}")
+            say(f"waiting for the next run at {address}")
+            pause, said = SHORTEST_PAUSE, line
+        elif line != said and not (outcome.away and said[1]):
+            say(f"{outcome.words}; asking again, in the end once a minute")
+            said = line
+        if outcome.left_run is not None:
+            session.audit.close()
+            session = new_session(outcome.left_run)
+            gc.collect()  # an exception and its traceback may still hold the last run's network and examples
+        time.sleep(pause * random.uniform(0.5, 1))  # not all at once, where many have lost the same server
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _once(
+    session: Session,
+    finished: Callable[[Session], str],
+    address: str,
+    root_certificates: bytes | None,
+    fatal: tuple[type[Exception], ...],
+) -> Outcome:
+    if not session.policy.is_open():
+        return Outcome(f"it works at {session.policy.words_for_hours()} only (hours)", away=True)
+    try:
+        why = attempt(session, address, root_certificates)
+        if why is not None:
+            return Outcome(why, away=True)
+        done = session.close_reason.words if session.close_reason else "the server said no more"
+        return Outcome(f"{done}; {finished(session)}" if session.metrics else done, left_run="")
+    except RunEnded as end:
+        error = end.__cause__
+        if isinstance(error, fatal):
+            raise
+        if isinstance(error, OutsideHours):  # the same run may go on at other hours
+            session.failure = session.error = None
+            return Outcome(str(end))
+        if isinstance(error, AgainstPolicy) and not session.joined:  # the file may change while the run waits
+            return Outcome(str(end), left_run="")
+        over = error or (session.close_reason and session.close_reason.kind == "dropped")
+        return Outcome(str(end), left_run=session.run_id if over else None)
+    except Exception as error:  # what the server said made no sense, or a fault of ours: show where
+        traceback.print_exception(error)
+        return Outcome(f"{type(error).__name__}: {clean(error)}", left_run=session.run_id)
+
+
+def prepare(address: str) -> None:
+    """What holds for all connections of this process; before the first."""
+    host, _ = parse_address(address)
+    if is_loopback(host):
+        bypass_proxy(host)
+    keep_client_connection()
+    threading.excepthook = _hush
+
+
+def attempt(session: Session, address: str, root_certificates: bytes | None = None) -> str | None:
+    """Take part until the stream ends. None where the run is done, else why to ask again. Raises RunEnded."""
+    try:
+        answer(session.to_client(), address, root_certificates)
+        if session.close_reason and session.close_reason.kind == "stopped" and not session.failure:
+            return session.close_reason.words
+        session.raise_for_end()
+        return None
+    except (grpc.RpcError, StopIteration) as error:
+        if session.failure:
+            session.raise_for_end()
+        return _explain(error, *parse_address(address), root_certificates)
 
 
 def answer(client: Client, address: str, root_certificates: bytes | None) -> None:

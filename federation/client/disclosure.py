@@ -19,10 +19,11 @@ def numbers(metrics: dict) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def summarise(client: Any) -> dict:
+def summarise(client: Any, class_counts: bool = True) -> dict:
     """What the server gets to know of a client's data; see session.Learner and protocol.DataSummary."""
     numbers = {"train_examples": client.num_train, "test_examples": client.num_test}
-    lists = {"statistics": client.buffer_positions, "class_counts": getattr(client, "class_counts", [])}
+    counts = getattr(client, "class_counts", []) if class_counts else []
+    lists = {"statistics": client.buffer_positions, "class_counts": counts}
     lists["input_shape"] = getattr(client, "input_shape", [])
     lists["data_sizes"] = getattr(client, "data_sizes", [])
     lists["batchnorm"] = getattr(client, "batchnorm_positions", [])

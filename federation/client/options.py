@@ -45,19 +45,19 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add("--threads", type=int, metavar="N", help="CPU threads (default: a share of the cores)")
     add_device_flag(parser)
     add("--slowdown", type=float, default=1, metavar="F", help="sleep to be F times slower: for experiments")
-    add("--save", metavar="FILE", help="keep the final global model, as safetensors")
+    add(
+        "--save",
+        metavar="FILE",
+        help="keep the final global model, as safetensors; with --stay its name has the run's id",
+    )
+    add("--stay", action="store_true", help="after each run wait for the next one, for days, whatever --wait says")
+    add("--policy", metavar="FILE", help="what to take part in, whatever the server asks for: see deploy/policy.toml")
     add(
         "--audit",
         default="audit",
         metavar="FOLDER",
         help="keep a record of what goes out and comes in: ID-client-N.jsonl",
     )
-    add(
-        "--stay",
-        action="store_true",
-        help="after a run wait for the next one; --save then has the run's id in it",
-    )
-    add("--policy", metavar="FILE", help="what this client takes part in (TOML): docs/many-runs.md")
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
     add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
     add("--identity", metavar="FILE", help="this client's own key, where the server admits members; see deploy.md")

@@ -14,7 +14,7 @@ from federation.client.policy import Policy
 from federation.client.transfer import Transfer
 from federation.compression import num_bytes, pack, travels_as, unpack
 from federation.config import Recipe
-from federation.console import clean, say
+from federation.console import PublicError, clean, say
 from federation.pieces import hash_arrays
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_provenance, read_run_id
 from federation.security.audit import SERVER, AuditLog, session_name
@@ -46,7 +46,10 @@ class Learner(Protocol):
 
 
 class RunEnded(Exception):
-    """A client's part in a run is over before the run is done; the text is one line, code the exit code for it."""
+    """A client's part in a run is over, and the run was not done; the text is one line, code the exit code for it.
+
+    Where the client itself failed, __cause__ is why.
+    """
 
     def __init__(self, words: str, code: int = 1):
         super().__init__(words)
@@ -63,6 +66,7 @@ class Session(NumPyClient):
         *,
         credentials: ClientCredentials | None = None,
         policy: Policy | None = None,
+        left_run: str = "",
         wanted_partition: int | None = None,
         slowdown: float = 1,
         share_cores: Callable[[int], None] = lambda clients_on_host: None,
@@ -72,6 +76,7 @@ class Session(NumPyClient):
         self.classes = classes
         self.credentials = credentials or ClientCredentials()
         self.policy = policy or Policy()
+        self.left_run = left_run  # id of a run that this client does not come back to
         self.wanted_partition = -1 if wanted_partition is None else wanted_partition
         self.slowdown = slowdown
         self.share_cores = share_cores
@@ -85,8 +90,12 @@ class Session(NumPyClient):
         self.close_reason: CloseReason | None = None
         self.provenance: dict = {}  # of the final model, for its file, as the server tells it with the end of the run
         self.failure: str | None = None
+        self.error: Exception | None = None  # that the failure is of
         self.waiting = ""  # the server's words on the waiting list, if we are on it
         self.heard = 0  # messages from the server so far: tells progress from mere connecting
+        self.joined = 0  # times that it told what its data is, and so had a place
+        self.run_id = ""  # of the run that it was last offered a place in
+        self._models: set[tuple[str, str]] = set()  # of this run that it worked on with its training examples
 
     def get_properties(self, config: dict) -> dict:
         self.heard += 1
@@ -114,7 +123,8 @@ class Session(NumPyClient):
         if "measure" in config:
             return self._measure(parameters, config)
         began = self._prepare(config)
-        weights, examples, metrics = self.client.fit(self._taken("model-to-train", parameters, config), config)
+        model = self._taken("model-to-train", parameters, config)
+        weights, examples, metrics = self.client.fit(model, config)
         seconds = self._slow_down(began)
         losses = "".join(f", {name.removeprefix('train_')} {value:.3f}" for name, value in numbers(metrics).items())
         say(f"{title(config)}: trained on {examples:,} examples in {seconds:.1f} s{losses}")
@@ -146,7 +156,6 @@ class Session(NumPyClient):
     def _prepare(self, config: dict) -> float:
         """Take a share of the machine's cores; returns when the work began."""
         self.credentials.reminder.remind()
-        self.policy.check_round(config["server_round"])
         self.share_cores(config["clients_on_host"])
         return time.monotonic()
 
@@ -160,9 +169,11 @@ class Session(NumPyClient):
         if "in_pieces" in config:
             # Into the network at once, so that what came in takes no room while it trains.
             came = self._transfer.take()
+            self._check_work(kind, came, config)
             self._record(kind, config["server_round"], came, came_in=True)
             self.client.set_parameters(unpack(came, self._views()))
             return self._views()
+        self._check_work(kind, parameters, config)
         self._record(kind, config["server_round"], parameters, came_in=True)
         if "measured" in config:  # the model is here, as it was measured on: only the statistics have come
             model = self._views()
@@ -172,6 +183,12 @@ class Session(NumPyClient):
         if self._recipe.compress == "none":
             return parameters
         return unpack(parameters, self.client.get_parameters({}))
+
+    def _check_work(self, kind: str, model: list[np.ndarray], config: dict) -> None:
+        """Raises AgainstPolicy. The same model again, of a round that is done again, tells nothing new."""
+        if self.policy.max_rounds and kind in ("model-to-train", "model-to-measure"):
+            self._models.add((kind, hash_arrays(model)))
+        self.policy.check_work(config, len([one for one, _ in self._models if one == kind]))
 
     # The record of what went out and came in
 
@@ -225,30 +242,34 @@ class Session(NumPyClient):
             statistics = config.get("columns", "")
             place, run_id = (config["partition"], config["num_partitions"]), read_run_id(config.get("run", ""))
             assignment = Assignment(*place, recipe, classes, statistics, run_id)
-            self.policy.check(assignment)
+            self._check_run(assignment)
             if assignment != self.assignment:
                 self.audit.close()
                 self.audit = self.open_audit(assignment)
             self._record("assignment", None, came_in=True, key=self.credentials.server_key)
             if assignment != self.assignment or self.client is None:
                 self.client = None  # lets the old partition's examples go before the new ones are read
-                self.client = self._open(assignment)
+                client = self.open_client(assignment)
+                self.policy.check_task(client)
+                self.client = client
             else:
                 say(f"back in place {assignment.partition}")
             self.assignment = assignment
-            summary = summarise(self.client)
+            summary = summarise(self.client, class_counts=self.policy.send_class_counts)
             self._record("data-summary", None)
+            self.joined += 1
             return summary
         except Exception as error:
             return self._fail(error)
 
-    def _open(self, assignment: Assignment) -> Any:
-        client = self.open_client(assignment)
-        if self.policy.names_tasks:
-            self.policy.check_task(client.task.name, client.recipe.model)
-        if not self.policy.send_class_counts:
-            client.class_counts = []
-        return client
+    def _check_run(self, assignment: Assignment) -> None:
+        """Raises AgainstPolicy, or PublicError for a run that this client has left."""
+        if assignment.run_id != self.run_id:
+            self._models.clear()
+        self.run_id = assignment.run_id
+        if self.run_id and self.run_id == self.left_run:
+            raise PublicError("it has left this run, and waits for the next")
+        self.policy.check_run(assignment)
 
     def _columns(self, config: dict) -> dict:
         """Sums over the columns of the training examples; at last the statistics of all clients are taken in."""
@@ -317,7 +338,7 @@ class Session(NumPyClient):
     def _fail(self, error: Exception) -> dict:
         """What goes to the server, in words of ours alone; the details are shown here."""
         own = getattr(error, "public", None)
-        self.failure = clean(error) or type(error).__name__
+        self.error, self.failure = error, clean(error) or type(error).__name__
         if own is None:  # in the user's code, or a fault of ours: show where
             self.failure = f"{type(error).__name__}: {clean(error)}" if str(error) else type(error).__name__
             traceback.print_exception(error)
@@ -326,7 +347,7 @@ class Session(NumPyClient):
     def raise_for_end(self) -> None:
         """Return where the run is done. Raises RunEnded."""
         if self.failure:
-            raise RunEnded(self.failure)
+            raise RunEnded(self.failure) from self.error
         if self.close_reason and self.close_reason.kind != "finished":
             raise RunEnded(f"{self.close_reason.kind}: {self.close_reason.words}", self.close_reason.code)
 

@@ -74,12 +74,17 @@ def introduce(client: Any, assignment: Assignment) -> None:
         say("  " + "".join(f"{column:<18}" for column in columns[start : start + 5]).rstrip())
 
 
+def final_score(session: Session) -> str:
+    """The main metric of the run's final model."""
+    client, main = session.client, session.client.task.metrics[0]
+    words = f"on this client's {client.num_test:,} test examples: {session.metrics[main.name]:.{main.digits}f}"
+    return f"{main.name} of the final global model {words}"
+
+
 def show_final_model(session: Session, saved: str | None) -> None:
     """What this client can do with the global model that the run left it."""
     client, task = session.client, session.client.task
-    main = task.metrics[0]
-    words = f"on this client's {client.num_test:,} test examples: {session.metrics[main.name]:.{main.digits}f}"
-    say(f"{main.name} of the final global model {words}")
+    say(final_score(session))
     if saved:
         say(f"saved the final global model as {saved}")
     if not (task.has("predict") and task.has("show")):

@@ -145,6 +145,7 @@ class ClientCredentials:
     address: str = ""  # as this client calls the server
     authority: bytes | None = None  # of the server's certificate
     reminder: Reminder = field(default_factory=lambda: Reminder({}))
+    secret_file: str | None = None
     _question: tuple[str, str, str] = ("", "", "")  # run, nonce, challenge of the newest hello
 
     @classmethod
@@ -158,7 +159,20 @@ class ClientCredentials:
             args.server,
             authority,
             Reminder({"--ca-certificate": authority} if authority else {}),
+            args.secret_file,
         )
+
+    def __post_init__(self) -> None:
+        self._seen = stamp(self.secret_file)
+
+    def refresh(self) -> None:
+        """Read a changed secret again; one that can't be used changes nothing."""
+        if self.secret_file and stamp(self.secret_file) != self._seen:
+            self._seen = stamp(self.secret_file)
+            try:
+                self.secret = read_secret(self.secret_file)
+            except ValueError as error:
+                say(f"warning: {error}; the secret stays as it was")
 
     def answer(self, question: dict) -> dict:
         """What a hello says for these credentials: proof of the secret, and a signature that is good for this once."""

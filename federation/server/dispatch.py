@@ -172,7 +172,8 @@ class Dispatcher:
     ) -> list[tuple[Participant, FitRes]]:
         """Local training on these weights, side by side; the answers by partition. Raises RoundLost without any."""
         parameters, hosts, self.held = self.parameters(weights), self.hosts(), {}
-        answers = self._wait_for_all([self.start_fit(one, hosts, parameters, server_round) for one in selected])
+        told = {"participants": len(selected)}
+        answers = self._wait_for_all([self.start_fit(one, hosts, parameters, server_round, **told) for one in selected])
         if not answers:
             raise RoundLost
         return answers

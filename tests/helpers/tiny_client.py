@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from federation.client.connection import connect
+from federation.client.connection import connect, stay
+from federation.client.policy import Policy
 from federation.client.session import RunEnded, Session
 from federation.console import fail, say
 from federation.protocol import Assignment
@@ -111,19 +112,29 @@ def main() -> None:
         parser.add_argument(flag)
     parser.add_argument("--ca-certificate")
     parser.add_argument("--audit", metavar="FOLDER", help="keep a record there (default: none)")
+    parser.add_argument("--stay", action="store_true")
+    parser.add_argument("--policy")
     args = parser.parse_args()
     credentials = ClientCredentials.load(args)
-    session = Session(
-        lambda assignment: TinyClient(assignment, args.behave, args.in_round, args.seconds, args.until),
-        args.classes.split(","),
-        credentials=credentials,
-        wanted_partition=args.partition_id,
-        open_audit=functools.partial(open_audit, audit_folder(args.audit), credentials.identity)
-        if args.audit
-        else no_audit,
-    )
+
+    def new_session(left_run: str = "") -> Session:
+        return Session(
+            lambda assignment: TinyClient(assignment, args.behave, args.in_round, args.seconds, args.until),
+            args.classes.split(","),
+            credentials=credentials,
+            policy=Policy.load(args.policy),
+            left_run=left_run,
+            wanted_partition=args.partition_id,
+            open_audit=functools.partial(open_audit, audit_folder(args.audit), credentials.identity)
+            if args.audit
+            else no_audit,
+        )
+
     try:
-        connect(session, args.server, wait=args.wait, root_certificates=credentials.authority)
+        if args.stay:
+            score = lambda session: f"accuracy {session.metrics['accuracy']}"  # noqa: E731
+            stay(new_session, lambda session: None, score, args.server, credentials.authority)
+        connect(new_session(), args.server, wait=args.wait, root_certificates=credentials.authority)
     except RunEnded as end:
         fail(str(end), end.code)
     say("finished")
