@@ -30,7 +30,7 @@ import pytest
 import torch
 from flwr.common import Code, EvaluateRes, Status
 from helpers.engines import commands
-from helpers.example_runs import call, make_history, make_images, make_run
+from helpers.example_runs import add_records, call, make_history, make_images, make_run
 from helpers.processes import CLEAN, ROOT, Federation, free_port
 from helpers.tasks import build, recipe
 
@@ -54,10 +54,13 @@ COMMANDS = sorted(
     }
     - ON_ENGINES
 )
+AGAIN = "python server.py --again RUN_DIR"  # which test_provenance.py runs
 QUICK = ["--rounds", "1", "--model", "lenet"]
-AFTERWARDS = re.compile(r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.report) ")  # on a finished run
+AFTERWARDS = re.compile(
+    r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.(report|verify|audit)) "
+)  # on a finished run
 SHELL = re.compile("&&|>")  # more than one program
-OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|--stay|--sweep|-m )")
+OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|--stay|--sweep|--again|-m )")
 PLAIN = [c for c in COMMANDS if c.startswith("python") and not OTHER.match(c) and not SHELL.search(c)]
 
 # Commands
@@ -95,6 +98,7 @@ def afterwards(tmp_path: Path) -> Path:
     images = make_images(tmp_path / "my-images", train=8, test=2)
     run = make_run(tmp_path / "RUN_DIR", images)
     (tmp_path / "photo.jpg").write_bytes((images / "test/red/00.png").read_bytes())
+    add_records(run, tmp_path / "audit/RUN_ID-client-0.jsonl")
     shutil.copy(run.path / "model.safetensors", tmp_path)
     return tmp_path
 
@@ -244,7 +248,7 @@ def test_make_command(command, tmp_path, venv, my_images):
 def test_every_command_is_one_that_a_test_runs():
     for command in COMMANDS:
         runners = [AFTERWARDS.match(command), command in SECURED, SHELL.search(command), command in PLAIN]
-        runners += [command in MEMBERS, command in MANY_RUNS]
+        runners += [command in MEMBERS, command in MANY_RUNS, command == AGAIN]
         assert command.startswith("make") or sum(map(bool, runners)) == 1, command
     assert len(COMMANDS) >= 10
 

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from federation import model_file
 from federation.client.disclosure import summarise
 from federation.client.summary import about
 from federation.config import Recipe
+from federation.pieces import hash_arrays
 from federation.protocol import Assignment, as_stored, read_summary
 from federation.results.comparison import Baseline, Training
 from federation.results.history import History, RoundRecord
 from federation.results.run_folder import RunFolder
+from federation.security.audit import AuditLog
 from federation.server.settings import ServerSettings
 from federation.task.task import Task, open_task
 from federation.task.weights import get_weights, travelling
@@ -98,6 +101,26 @@ def make_task_run(
     network = members[0].network
     folder.save_model(dict(zip(travelling(network), get_weights(network), strict=True)), about(members[0]))
     return folder
+
+
+def add_records(run: RunFolder, client: Path) -> None:
+    """Where the model comes from, and the records of the server and of client 0 with the final model alone."""
+    history, (arrays, about) = run.load_history(), model_file.read(run.path / "model.safetensors")
+    history.config["run_id"] = run_id = "0123456789abcdef"
+    client.parent.mkdir()
+    ours, theirs = AuditLog(run.path / "audit.jsonl", run_id), AuditLog(client, run_id, "client 0")
+    sha256 = hash_arrays([arrays[name] for name, *_ in history.config["task"]["arrays"]])
+    for log in (ours, theirs):
+        log.write("model-to-evaluate", 2, sender="server", receiver="client 0", session="a", sha256=sha256, bytes=1)
+    ours.write("model", 2, sha256=sha256)
+    theirs.take(ours.told(), None, "server")
+    origin = {"run_id": run_id, "arrays": model_file.hash_sorted(arrays), "audit_head": ours.sync()}
+    for log in (ours, theirs):
+        log.write("end", outcome="finished")
+        log.close()
+    history.config["provenance"], history.rounds[-1].weights_sha256 = origin, sha256
+    run.save_history(history)
+    run.save_model(arrays, {**about, "provenance": origin})
 
 
 def call(main: Callable[[], int | None], *argv: object) -> int:
