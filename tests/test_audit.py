@@ -1,5 +1,6 @@
 """audit.jsonl: each line follows the one before, both sides' files fit each other, whatever is changed is found."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -12,7 +13,7 @@ from federation.client.session import Session
 from federation.config import Recipe
 from federation.pieces import PIECE, Store, cut, hash_arrays
 from federation.security import audit, audit_check
-from federation.security.audit import KEYS, AuditLog, Unwritable, privacy_of
+from federation.security.audit import KEYS, AuditLog, Unwritable, audit_folder, privacy_of
 from federation.security.audit_check import compare, read_record
 from federation.security.identity import Identity
 
@@ -317,8 +318,6 @@ def test_no_line_holds_a_path_a_count_of_classes_or_anything_of_a_patient(tmp_pa
 def test_the_privacy_settings_in_use_are_those_of_the_recipe():
     assert privacy_of(Recipe()) == {}
     kinds = [("secure_aggregation", bool), ("dp_noise", float), ("dp_clip", float), ("rounds", int)]
-    import dataclasses
-
     recipe = dataclasses.make_dataclass("Later", kinds)(True, 1.5, None, 3)
     assert privacy_of(recipe) == {"secure_aggregation": True, "dp_noise": 1.5}
 
@@ -345,6 +344,14 @@ def test_a_client_whose_disk_is_full_does_not_train_and_says_so_in_words(tmp_pat
     )
     assert session.client.fitted == []
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_client_whose_folder_can_not_be_written_says_so_before_it_opens_its_data(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        audit_folder(str(tmp_path / "file/audit"))
+    assert end.value.code == 1
+    assert "Not a directory), and without a record there is no training; name another folder" in capsys.readouterr().err
 
 
 def test_a_server_whose_disk_is_full_stops_the_run_so_that_it_can_go_on(tmp_path, monkeypatch, capsys):
@@ -410,6 +417,27 @@ def test_a_party_that_shows_another_key_than_the_server_knew_it_by_is_found(tmp_
     server, client = signed_run(tmp_path)
     rewritten(server, changed("data-summary", key="a" * 64))
     assert any("by another key" in problem for problem in compare(read_record(server), read_record(client)))
+
+
+def both_signed(folder: Path, known: Identity | None) -> tuple[Path, Path]:
+    """A server and a client with keys, after one round; the client knows the server's as that of `known`."""
+    ours, theirs = Identity.new(), Identity.new()
+    server = AuditLog(folder / "server", RUN, identity=ours)
+    client = AuditLog(folder / "client", RUN, "client 0", identity=theirs)
+    client.write("assignment", sender="server", session="aa", key=(known or ours).public)
+    server.write("data-summary", sender="hospital-a", session="aa", key=theirs.public)
+    client.take(server.told(1), 1, "server")
+    server.take(client.told(1), 1, "hospital-a", session="aa")
+    return folder / "server", folder / "client"
+
+
+def test_a_server_signs_too_and_the_client_may_know_its_key(tmp_path):
+    server, client = both_signed(tmp_path, None)
+    assert compare(read_record(server), read_record(client)) == []
+    (tmp_path / "other").mkdir()
+    server, client = both_signed(tmp_path / "other", Identity.new())
+    (problem,) = compare(read_record(server), read_record(client))
+    assert problem == f"{client} knows its party by another key than {server} has"
 
 
 # Pieces

@@ -227,7 +227,7 @@ def test_a_run_is_repeated_with_its_own_recipe_settings_and_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--seed 1", "--rounds 2", "--clients 2", "--initial-weights x", "--classes a b", "--resume x"]
+    "flag", ["--seed 1", "--rounds 2", "--clients 2", "--initial-weights x", "--classes a b", "--resume x", "--sweep x"]
 )
 def test_a_repetition_takes_nothing_else_from_the_command_line(flag, tmp_path, capsys):
     folder = finished(tmp_path)

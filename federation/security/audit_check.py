@@ -32,6 +32,7 @@ class Record:
     hashes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _numbers: dict[int, int] = field(default_factory=dict, repr=False)
 
     @property
     def first(self) -> dict:
@@ -52,6 +53,12 @@ class Record:
     @property
     def ended(self) -> bool:
         return bool(self.lines) and self.lines[-1].get("kind") == "end"
+
+    def number(self, line: dict) -> int:
+        """Of one of its lines, from 1 on."""
+        if not self._numbers:
+            self._numbers.update({id(each): place for place, each in enumerate(self.lines, 1)})
+        return self._numbers[id(line)]
 
     def of_sessions(self, sessions: set[str]) -> list[dict]:
         return [line for line in self.lines if line.get("session") in sessions]
@@ -142,8 +149,8 @@ def _came_in(receiver: Record, received: Sequence[dict], sender: Record, sent: S
         wanted = _matter(line)
         found = next((i for i in range(place, len(went)) if _matter(went[i]) == wanted), None)
         if found is None:
-            number = receiver.lines.index(line) + 1
-            yield f"{receiver.name}, line {number} ({_title(line)}): {sender.name} has no line for it at that place"
+            where = f"{receiver.name}, line {receiver.number(line)} ({_title(line)})"
+            yield f"{where}: {sender.name} has no line for it at that place"
         else:
             place = found + 1
 
@@ -162,7 +169,7 @@ def _heads(holder: Record, heads: Sequence[dict], party: Record, keys: set[str])
     newest = 0
     for line in heads:
         place = places.get(line["head"])
-        number = holder.lines.index(line) + 1
+        number = holder.number(line)
         if place is None:
             yield (
                 f"{holder.name}, line {number}: {party.name} lacks the line that its party told as its newest in "

@@ -171,6 +171,8 @@ def _repeated(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSett
     for name in (*Recipe.names(), *ServerSettings.names(), "initial_weights", "classes"):
         if name in given:
             raise ValueError(f"--again {args.again} repeats the run as it was; leave out {flag(name)}")
+    if args.sweep:
+        raise ValueError(f"--again {args.again} repeats one run; leave out --sweep")
     args.classes = history.config.get("classes") or None
     if (folder.path / INITIAL).exists():
         args.initial_weights = str(folder.path / INITIAL)

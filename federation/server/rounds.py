@@ -126,6 +126,8 @@ class FederatedServer(Server):
         clients.audit = self.audit = AuditLog(
             run.folder.path / FILE, run.id, privacy=privacy_of(self.recipe), identity=clients.identity
         )
+        earlier = [each for each in self.history.config.get("software", []) if each != software()]
+        self.history.config["software"] = [*earlier, software()]  # a resumed run may have had another version
         self.observers = observers or Observers([])
         self.dispatcher = Dispatcher(clients, settings, self.unit)
         self.dispatcher.folder = self.folder.path
@@ -208,8 +210,6 @@ class FederatedServer(Server):
         if self.clients.task and self.clients.task.columns and not self.clients.statistics:
             self._agree_on_columns(self.clients.task.columns)
         self.observers.begin(self.history)
-        earlier = [each for each in self.history.config.get("software", []) if each != software()]
-        self.history.config["software"] = [*earlier, software()]  # a resumed run may have had another version
         if self.checkpoint is None:
             weights = self._initial_weights()
             self.history.config["initial_weights"] = self.dispatcher.exchange.hash_of(weights)
