@@ -48,15 +48,23 @@ def is_loopback(host: str) -> bool:
 
 def check_port(address: str) -> None:
     """Exits with 1 and one line where the machine doesn't let us listen; gRPC itself would share a port in silence."""
+    problem = port_problem(address)
+    if problem:
+        remedy = "end the program that has the port, or give another --address"
+        fail(f"can't listen on {address} ({problem}); {remedy}")
+
+
+def port_problem(address: str) -> str:
+    """Why the machine doesn't let us listen there; "" where it does."""
     host, port = parse_address(address)
     try:
         family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
+        return ""
     except OSError as error:
-        remedy = "end the program that has the port, or give another --address"
-        fail(f"can't listen on {address} ({error.strerror}); {remedy}")
+        return error.strerror or str(error)
 
 
 def own_address() -> str:

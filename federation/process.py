@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's mallopt(3)
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 SMALL = 64 * 1024  # bytes; from gRPC's reading buffers upwards
 LARGE = 32 * 1024 * 1024  # the greatest threshold that it takes
 HELD = 256 * 1024 * 1024
@@ -50,6 +51,12 @@ def allow_many_connections() -> None:
 def end_on_sigterm() -> None:
     """Have SIGTERM end the process with the exit code that shells give it."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+
+
+def end_with_parent() -> None:
+    """In a new process, before its program: SIGTERM comes when its parent ends, however that ends. Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def exit_now(code: int) -> NoReturn:

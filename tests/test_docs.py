@@ -161,7 +161,7 @@ def test_the_commands_for_many_runs_make_two_with_one_client(tmp_path):
         flags = [*without("--rounds", server), "--rounds", 1, "--clients", 1, "--model", "lenet"]
         sweeping = federation.server(*flags, cwd=tmp_path)
         staying = federation.client(*client, "--threads", 1, cwd=tmp_path)
-        assert "run 2 of 2: learning-rate 0.15" in sweeping.ends(0)
+        assert "run 2 of 2 (learning-rate 0.15, seed 0): begins" in sweeping.ends(0)
         staying.says("(?s)waiting for the next.*waiting for the next")
         staying.send(signal.SIGTERM)
         staying.ends(143)

@@ -22,6 +22,7 @@ examples:
   python server.py --partitioner dirichlet --alpha 0.1      clients that hold few of the classes
   python server.py --strategy fedadam --rounds 10           another aggregation
   python server.py --resume runs/2026-11-22-140000          go on after a stop or a crash
+  python server.py --sweep sweep.toml --rounds 10           one run for each of its settings, with client.py --stay
 """
 
 
@@ -35,7 +36,7 @@ def build_parser(description: str | None) -> Parser:
     add(
         "--again", metavar="RUN_DIR", help="repeat a run from its folder; with the same clients and data: the same bits"
     )
-    add("--sweep", metavar="FILE", help="runs over a grid of settings and seeds (TOML): docs/many-runs.md")
+    add("--sweep", metavar="FILE", help="runs over a grid of settings and seeds: see docs/many-runs.md")
     add("--tensorboard", metavar="DIR", help="also write scalars there (needs: pip install tensorboard)")
     add("--page", type=int, metavar="PORT", help="serve the run's page at http://127.0.0.1:PORT/ while it goes on")
     add(
@@ -68,6 +69,11 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     """Flags, with `recipe`, `settings`, and `config`: both as a run stores them. Exits with 2 and one line if wrong."""
     parser = build_parser(description)
     args = parser.parse_args(argv)
+    if args.sweep:  # which checks the settings of each of its runs
+        for name, value in (("--resume", args.resume), ("--again", args.again)):
+            if value:
+                parser.error(f"--sweep goes on by itself; leave out {name} {value}")
+        return args
     given = {name: value for name, value in vars(args).items() if value is not None}
     try:
         if args.resume:
@@ -144,7 +150,7 @@ def _resumed(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSetti
             )
     for name, value in (now.own or {}).items():
         ours = (recipe.own or {}).get(name)
-        if "own" in given and not _is_same(value, ours):
+        if "own" in given and not same_value(value, ours):
             raise ValueError(
                 f"--resume keeps the run's own settings ({name} is {ours}); leave out --set {name}={value}"
             )
@@ -171,8 +177,6 @@ def _repeated(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSett
     for name in (*Recipe.names(), *ServerSettings.names(), "initial_weights", "classes"):
         if name in given:
             raise ValueError(f"--again {args.again} repeats the run as it was; leave out {flag(name)}")
-    if args.sweep:
-        raise ValueError(f"--again {args.again} repeats one run; leave out --sweep")
     args.classes = history.config.get("classes") or None
     if (folder.path / INITIAL).exists():
         args.initial_weights = str(folder.path / INITIAL)
@@ -180,7 +184,7 @@ def _repeated(args: argparse.Namespace, given: dict) -> tuple[Recipe, ServerSett
     return recipe, settings, config
 
 
-def _is_same(given: object, ours: object) -> bool:
+def same_value(given: object, ours: object) -> bool:
     """Whether a text of --set says what a run has in the task's own kind."""
     try:
         return str(given).lower() == str(ours).lower() or float(str(given)) == float(str(ours))
