@@ -17,6 +17,7 @@ from federation.security.audit_check import read_record
 
 import numpy as np
 
+DESCRIPTION = "Whether a model is the one that a run made."
 EPILOG = """\
 exit code: 0 it is, 1 it is not, or can't be told, 2 wrong use
 examples:
@@ -127,7 +128,7 @@ def _audit_problems(path: Path, head: str, travelled: str) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = Parser(__doc__, usage="%(prog)s MODEL [RUN_DIR]", epilog=EPILOG, prog="python -m federation.verify")
+    parser = Parser(DESCRIPTION, usage="%(prog)s MODEL [RUN_DIR]", epilog=EPILOG, prog="python -m federation.verify")
     parser.add_argument("model", metavar="MODEL", help="model.safetensors of a run folder, or what a client saved")
     parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="the folder of the run that it should be of")
     args = parser.parse_args()

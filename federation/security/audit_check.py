@@ -15,11 +15,12 @@ from federation.console import Parser, clean, fail, say
 from federation.security import identity
 from federation.security.audit import ARRAYS, FIRST, KEYS, KINDS, SERVER, line_of, signed_text
 
+DESCRIPTION = "Verify a party's record of a run, or the server's and a client's against each other."
 EPILOG = """\
 exit code: 0 nothing was changed, 1 something was, or can't be verified, 2 wrong use
 examples:
-  python -m federation.audit RUN_DIR/audit.jsonl                       one file
-  python -m federation.audit RUN_DIR/audit.jsonl audit/ID-client-0.jsonl    the server's and a client's
+  python -m federation.audit RUN_DIR/audit.jsonl                              one file
+  python -m federation.audit RUN_DIR/audit.jsonl audit/RUN_ID-client-0.jsonl  the server's and a client's
 """
 
 
@@ -217,9 +218,7 @@ def _fingerprint(key: str) -> str:
 
 
 def main() -> int:
-    parser = Parser(
-        __doc__.partition("\n\n")[0].partition(": ")[2] + ".", usage="%(prog)s FILE [FILE]", epilog=EPILOG, prog="audit"
-    )
+    parser = Parser(DESCRIPTION, usage="%(prog)s FILE [FILE]", epilog=EPILOG, prog="python -m federation.audit")
     parser.add_argument("files", nargs="+", metavar="FILE", help="audit.jsonl of a run folder, or a client's file")
     paths = parser.parse_args().files
     if len(paths) > 2:
