@@ -76,6 +76,9 @@ class Recipe(Settings):
     alpha: float = setting(0.5, "of dirichlet; smaller is more skewed", group=RECIPE, above=0, metavar="A")
     seed: int = setting(0, "same seed, same bits", group=RECIPE, least=0, most=2**32 - 1)
     compress: str = setting("none", "how weights travel; fp16: in half the bytes", group=RECIPE, choices=COMPRESS)
+    secure_aggregation: bool = setting(
+        False, "the server learns the sum of the updates, and no single one", group=RECIPE
+    )
     own: dict = setting(  # noqa: RUF009 (a field, as the others)
         None, "a setting of the task's own", group=RECIPE, metavar="NAME=VALUE", shown="the task's", hash=False
     )
@@ -112,8 +115,9 @@ class Recipe(Settings):
     def to_json(self) -> str:
         """As it travels: by the names that clients of earlier versions know, and without what they don't."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, {})}
-        if not self.proximal_mu:
-            del values["proximal_mu"]
+        for name in ("proximal_mu", "secure_aggregation"):
+            if not values[name]:
+                del values[name]
         earlier = {new: old for old, new in OLD_NAMES.items()}
         return json.dumps({**values, "partitioner": earlier.get(self.partitioner, self.partitioner)})
 

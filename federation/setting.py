@@ -94,9 +94,18 @@ def add_flags(parser: argparse.ArgumentParser, kinds: Iterable[type[Settings]]) 
         shown = options["shown"] or (f"{each.default:g}" if isinstance(each.default, float) else each.default)
         metavar = "|".join(options["choices"]) or options["metavar"]
         text = f"{options['help']} (default: {shown})".replace("%", "%%")
-        several = {"action": "append", "dest": each.name} if _kind(each) is dict else {"type": _kind(each)}
+        several: dict[str, Any] = {"type": _kind(each), "metavar": metavar}
+        if _kind(each) is dict:
+            several = {"action": "append", "dest": each.name, "metavar": metavar}
+        elif _kind(each) is bool:  # --flag, or --flag=false, as a run config says it
+            several, text = {"type": _truth, "nargs": "?", "const": True, "metavar": ""}, options["help"]
         flags = [flag(each.name), *([options["old_flag"]] if options["old_flag"] else [])]
-        groups[title].add_argument(*flags, metavar=metavar, help=text, **several)
+        groups[title].add_argument(*flags, help=text, **several)
+
+
+def _truth(text: str) -> bool | str:
+    """For argparse; what is neither is left to the setting's own check."""
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _kind(each: dataclasses.Field) -> type:
@@ -111,6 +120,10 @@ def _checked(each: dataclasses.Field, value: Any) -> Any:
     kind, options, name = _kind(each), each.metadata, flag(each.name)
     if kind is dict:
         return _own_settings(value)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise PublicError(f"{name} must be true or false, got {clean(value, 40)!r}")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, kind) or isinstance(value, bool):

@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
-from federation.aggregation.clipping import clip
 from federation.aggregation.fedbuff import FedBuff, TrainingJob, replay
 from federation.aggregation.validation import BadUpdate, Update, validate_fit
 from federation.client.session import Session
 from federation.compression import TooLarge, as_sent, num_bytes, pack, unpack
 from federation.config import Recipe
 from federation.protocol import Assignment
+from federation.security.clipping import clip
 from federation.server.settings import ServerSettings
 
 import numpy as np

@@ -24,6 +24,7 @@ from federation.console import Parser
 from federation.results import report
 from federation.results.history import RoundRecord
 from federation.security import certificates, identity
+from federation.security.identity import Identity
 from federation.server.options import build_parser
 
 import pytest
@@ -60,7 +61,7 @@ AFTERWARDS = re.compile(
     r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.(report|verify|audit)) "
 )  # on a finished run
 SHELL = re.compile("&&|>")  # more than one program
-OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|--stay|--sweep|--again|-m )")
+OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|--secure|--stay|--sweep|--again|-m )")
 PLAIN = [c for c in COMMANDS if c.startswith("python") and not OTHER.match(c) and not SHELL.search(c)]
 
 # Commands
@@ -172,8 +173,27 @@ def test_the_commands_for_many_runs_make_two_with_one_client(tmp_path):
     assert (federation.run_dir / "sweep.png").exists()
 
 
+SECURE = [command for command in COMMANDS if re.search("--secure-aggregation|--peers", command)]
+
+
+def test_the_commands_for_secure_aggregation_make_a_run(tmp_path):
+    (server,) = (shlex.split(each)[2:] for each in SECURE if "server.py" in each)
+    (client,) = (shlex.split(each)[2:] for each in SECURE if "client.py" in each)
+    lines = []
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        Identity.new().write(tmp_path / name / "identity", name)
+        lines.append((tmp_path / name / "identity.pub").read_text())
+    with Federation(tmp_path) as federation:
+        running = federation.server(*server, "--rounds", 1)
+        for name in "abc":
+            (tmp_path / name / "peers").write_text("".join(lines))
+            federation.tiny(*client, cwd=tmp_path / name)
+        assert "secure aggregation: in 1 rounds the sum of 3 updates; no single one" in running.ends(0)
+
+
 MANY_RUNS = [command for command in COMMANDS if re.search("--stay|--sweep", command)]
-MEMBERS = [command for command in COMMANDS if re.search("identity", command)]
+MEMBERS = [command for command in COMMANDS if re.search("identity", command) and "--peers" not in command]
 
 
 def test_the_commands_for_members_make_a_run(tmp_path, secured, my_images):
@@ -248,7 +268,7 @@ def test_make_command(command, tmp_path, venv, my_images):
 def test_every_command_is_one_that_a_test_runs():
     for command in COMMANDS:
         runners = [AFTERWARDS.match(command), command in SECURED, SHELL.search(command), command in PLAIN]
-        runners += [command in MEMBERS, command in MANY_RUNS, command == AGAIN]
+        runners += [command in MEMBERS, command in MANY_RUNS, command == AGAIN, command in SECURE]
         assert command.startswith("make") or sum(map(bool, runners)) == 1, command
     assert len(COMMANDS) >= 10
 

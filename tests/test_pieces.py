@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from federation.aggregation.clipping import clip
 from federation.aggregation.steps import measure
 from federation.aggregation.strategy import STRATEGIES
 from federation.aggregation.validation import BadUpdate, validate_fit
@@ -19,6 +18,7 @@ from federation.compression import num_bytes, travels_as, unpack
 from federation.config import Recipe
 from federation.participants.client_manager import Participant
 from federation.pieces import PIECE, Assembly, InPieces, Store, StoredArray, StoreFull, block, blocks, cut, hash_arrays
+from federation.security.clipping import clip
 from federation.server import grpc_server
 from federation.server.settings import ServerSettings
 

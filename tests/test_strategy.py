@@ -3,9 +3,9 @@
 import io
 
 from federation.aggregation import strategy as strategies
-from federation.aggregation.clipping import clip
 from federation.aggregation.means import mean_array, mean_metrics, weighted_mean
 from federation.aggregation.strategy import STRATEGIES, CheckedStrategy, _points, unsupported
+from federation.security.clipping import clip
 from federation.server.settings import ServerSettings
 
 import numpy as np

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from federation.aggregation.clipping import clip
 from federation.aggregation.means import as_dtype, mean_array, weighted_mean
 from federation.aggregation.strategy import STRATEGIES, CheckedStrategy
 from federation.aggregation.validation import Update
 from federation.compression import as_sent
+from federation.security.clipping import clip
 
 import numpy as np
 

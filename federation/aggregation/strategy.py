@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from federation.aggregation.batchnorm import pooled
-from federation.aggregation.clipping import clip
 from federation.aggregation.means import as_dtype, mean_array
 from federation.aggregation.validation import Update
 from federation.compression import as_sent
 from federation.pieces import LazyArray, block, blocks
+from federation.security.clipping import clip
 
 import numpy as np
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays

@@ -22,6 +22,7 @@ MOST_METRICS = 16  # of one answer
 TAKEN = {"round", "taken_back", "made_from", "clients", "seconds", "bytes_received", "updates", "time", "evaluated"}
 TAKEN |= {"received", "version", "staleness", "utc", "weights_sha256"}
 NOTHING = np.zeros(0)
+SUM = -1  # stands for a partition where many clients' updates came as one
 
 
 class BadUpdate(Exception):
@@ -40,6 +41,12 @@ class Update:
     weights: list[Any]  # arrays by position, in the dtypes of the global model; of a large one, pieces.StoredArrays
     examples: int
     metrics: dict[str, float]  # of its training; names begin with train_
+    parts: dict[int, int] | None = None  # of a sum: examples by partition; its own partition is then SUM
+
+    @property
+    def clients(self) -> dict[int, int]:
+        """Examples by partition of all whose training is in it."""
+        return {self.partition: self.examples} if self.parts is None else self.parts
 
 
 @dataclass(frozen=True)

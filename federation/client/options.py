@@ -61,6 +61,11 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add("--wait", type=float, default=300, metavar="SECONDS", help="how long to ask for a server that is not there")
     add("--secret-file", metavar="FILE", help="the shared secret that the server asks for (or FEDERATION_SECRET)")
     add("--identity", metavar="FILE", help="this client's own key, where the server admits members; see deploy.md")
+    add(
+        "--peers",
+        metavar="FILE",
+        help="the other clients' keys: take part in secure aggregation among them, and nothing else",
+    )
     add("--server-key", metavar="FILE", help="the server's .pub file: take part in no other server's runs")
     add("--ca-certificate", metavar="FILE", help="the authority of the server's TLS certificate; turns TLS on")
     add_log_flags(parser)
@@ -69,6 +74,8 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         parse_address(args.server)
     except ValueError as error:
         parser.error(f"--server {error}")
+    if args.peers and not args.identity:
+        parser.error(f"--peers {args.peers} needs --identity, the key by which the others know this client")
     if args.partition_id is not None and args.partition_id < 0:
         parser.error(f"--partition-id must be at least 0, got {args.partition_id}")
     if args.threads is not None and args.threads < 1:

@@ -16,9 +16,12 @@ from federation.compression import num_bytes, pack, travels_as, unpack
 from federation.config import Recipe
 from federation.console import PublicError, clean, say
 from federation.pieces import hash_arrays
+from federation.privacy.masking import Masking, check_peers
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_provenance, read_run_id
 from federation.security.audit import SERVER, AuditLog, session_name
+from federation.security.clipping import clip
 from federation.security.credentials import ClientCredentials
+from federation.security.masks import OtherClients, to_moments
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -82,6 +85,7 @@ class Session(NumPyClient):
         self.share_cores = share_cores
         self.open_audit = open_audit
         self.audit = AuditLog()
+        self.masking: Masking | None = None  # with secure aggregation
         self.instance = secrets.token_hex(16)
         self.assignment: Assignment | None = None
         self.client: Any = None
@@ -101,7 +105,7 @@ class Session(NumPyClient):
         self.heard += 1
         gc.collect(1)  # Flower's messages refer to themselves in a circle: a model in pieces would stay a while
         answer = {"hello": self._hello, "place": self._take_assignment, "told": self._take_close_reason}
-        answer |= {"columns": self._columns, "store": self._store, "fetch": self._fetch}
+        answer |= {"columns": self._columns, "store": self._store, "fetch": self._fetch, "mask": self._mask}
         return answer[config["ask"]](config)
 
     def get_parameters(self, config: dict) -> list[np.ndarray]:
@@ -115,6 +119,8 @@ class Session(NumPyClient):
 
     def _weights(self, config: dict) -> list[np.ndarray]:
         """The network's, as they travel where the server says that it knows their dtypes."""
+        if self.masking:
+            self.masking.check_open()
         weights = pack(self.client.get_parameters(config), self._recipe.compress if "packed" in config else "none")
         self._record("frozen-weights" if "frozen" in config else "untrained-model", None, weights)
         return weights
@@ -123,11 +129,15 @@ class Session(NumPyClient):
         if "measure" in config:
             return self._measure(parameters, config)
         began = self._prepare(config)
-        model = self._taken("model-to-train", parameters, config)
+        model, most = self._taken("model-to-train", parameters, config), config.get("max_update_norm", 0.0)
+        start = [array.copy() for array in model] if self.masking and most else []
         weights, examples, metrics = self.client.fit(model, config)
         seconds = self._slow_down(began)
         losses = "".join(f", {name.removeprefix('train_')} {value:.3f}" for name, value in numbers(metrics).items())
         say(f"{title(config)}: trained on {examples:,} examples in {seconds:.1f} s{losses}")
+        if self.masking:
+            weights = clip(weights, start, most) if start else weights
+            return [], examples, self.masking.seal(weights, float(metrics["train_loss"]), examples)
         packed = pack(weights, self._recipe.compress)
         self._record("update", config["server_round"], packed)
         if "in_pieces" in config:
@@ -141,6 +151,8 @@ class Session(NumPyClient):
         model = self._taken("model-to-measure", parameters, config)
         statistics, examples, metrics = self.client.measure(model, config)
         self._slow_down(began)
+        if self.masking:
+            return [], examples, self.masking.seal(to_moments(statistics), 0.0, examples)
         packed = pack(statistics, self._recipe.compress)
         self._record("statistics", config["server_round"], packed)
         return packed, examples, metrics
@@ -170,10 +182,12 @@ class Session(NumPyClient):
             # Into the network at once, so that what came in takes no room while it trains.
             came = self._transfer.take()
             self._check_work(kind, came, config)
+            self._begin_masking(kind, config, came)
             self._record(kind, config["server_round"], came, came_in=True)
             self.client.set_parameters(unpack(came, self._views()))
             return self._views()
         self._check_work(kind, parameters, config)
+        self._begin_masking(kind, config, parameters)
         self._record(kind, config["server_round"], parameters, came_in=True)
         if "measured" in config:  # the model is here, as it was measured on: only the statistics have come
             model = self._views()
@@ -189,6 +203,36 @@ class Session(NumPyClient):
         if self.policy.max_rounds and kind in ("model-to-train", "model-to-measure"):
             self._models.add((kind, hash_arrays(model)))
         self.policy.check_work(config, len([one for one, _ in self._models if one == kind]))
+
+    def _open_masking(self, assignment: Assignment) -> None:
+        before, place = self.masking, (assignment.run_id, assignment.partition)
+        self.masking = None
+        if assignment.recipe.secure_aggregation:
+            self.masking = Masking(*place, self.credentials.identity, self.credentials.peers)
+            if before and (before.run, before.partition) == place:
+                self.masking.remember(before)  # it is the same run, with the data opened anew
+            say(self.masking.describe())
+
+    def _begin_masking(self, kind: str, config: dict, received: list[np.ndarray]) -> None:
+        """Note what a sum will be of, while the model is as it came."""
+        summed = {"model-to-train": "update", "model-to-measure": "statistics"}
+        if self.masking and kind in summed:
+            self.masking.begin(config["server_round"], summed[kind], received)
+
+    def _mask(self, config: dict) -> dict:
+        """The masked update, to be fetched, once all that shall be in the sum are known."""
+        try:
+            if self.masking is None:
+                raise PublicError("this run has no secure aggregation")
+            masked = [self.masking.mask(config["roster"])]
+            self._record(self.masking.kind, self.masking.round, masked)
+            self._transfer.keep("masked", masked)
+            return {}
+        except OtherClients as error:  # an honest server may have lost one, and goes on with the next round
+            say(f"{title({'server_round': self.masking.round})}: {error}" if self.masking else str(error))
+            return {"error": error.public, "other_clients": True}
+        except Exception as error:
+            return self._fail(error)
 
     # The record of what went out and came in
 
@@ -243,6 +287,7 @@ class Session(NumPyClient):
             place, run_id = (config["partition"], config["num_partitions"]), read_run_id(config.get("run", ""))
             assignment = Assignment(*place, recipe, classes, statistics, run_id)
             self._check_run(assignment)
+            check_peers(self.credentials.peers, recipe.secure_aggregation)
             if assignment != self.assignment:
                 self.audit.close()
                 self.audit = self.open_audit(assignment)
@@ -252,10 +297,12 @@ class Session(NumPyClient):
                 client = self.open_client(assignment)
                 self.policy.check_task(client)
                 self.client = client
+                self._open_masking(assignment)
             else:
                 say(f"back in place {assignment.partition}")
             self.assignment = assignment
-            summary = summarise(self.client, class_counts=self.policy.send_class_counts)
+            counts = self.policy.send_class_counts and not recipe.secure_aggregation
+            summary = summarise(self.client, class_counts=counts)
             self._record("data-summary", None)
             self.joined += 1
             return summary

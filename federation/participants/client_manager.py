@@ -160,7 +160,7 @@ class ClientManager(FlowerClientManager):
 
     def title(self, partition: int) -> str:
         """What people read of who has, or had, a partition."""
-        return self.names.get(partition, f"client {partition}")
+        return "the sum" if partition < 0 else self.names.get(partition, f"client {partition}")
 
     def known_members(self) -> dict[str, dict]:
         """As history.json keeps them, by partition."""

@@ -163,7 +163,9 @@ class History:
         return [Metric(**each) for each in self.config.get("task", {}).get("metrics", [])] or [ACCURACY]
 
     def name_of(self, partition: int | str) -> str:
-        """What a client is called: its name as a member, or the number of its partition."""
+        """What a client is called: its name as a member, or the number of its partition; -1 is the sum of all."""
+        if str(partition) == "-1":
+            return "the sum"
         return self.config.get(MEMBERS, {}).get(str(partition), {}).get("name") or str(partition)
 
     def title_of(self, partition: int | str) -> str:

@@ -7,7 +7,7 @@ from html import escape
 
 from federation.results.comparison import Baseline, comparison, verdict
 from federation.results.history import COSINE, MEMBERS, STEP_SIZE, History, RoundRecord
-from federation.results.tables import all_cells, remarks, score
+from federation.results.tables import all_cells, remarks, score, who_learns_what
 
 # The policy holds the page to its word: whatever text came in from a client, nothing is run or fetched.
 HEAD = """<!doctype html>
@@ -71,6 +71,11 @@ NO_SETTINGS = (
     MEMBERS,
 )
 RELOAD_SECONDS = 3
+SECURE_STEPS = (
+    "With secure aggregation nobody but the client itself knows how far its update moved the model, and in which "
+    "direction. "
+    "What is checked is the sum: most clients must be able to evaluate the model that it makes."
+)
 LISTED_EVENTS = 200  # a server that ran for months lists its newest
 
 
@@ -102,8 +107,11 @@ def run_page(
     for key, title in TITLES.items():
         if key in drawn:
             body += [f"<h2>{title}</h2>", drawn[key]]
-    if any(record.by_client.get(STEP_SIZE) for record in history.rounds):
+    if config.get("secure_aggregation"):
+        body += ["<h2>Steps</h2>", f"<p>{SECURE_STEPS}</p>"]
+    elif any(record.by_client.get(STEP_SIZE) for record in history.rounds):
         body += ["<h2>Steps</h2>", f"<p>{STEPS}</p>", table(_steps(history))]
+    body += ["<h2>Who learns what</h2>", table(who_learns_what(config), words=(0, 1, 2, 3))]
     body += ["<h2>Rejected updates</h2>", _rejected(history), "<h2>Joins and leaves</h2>", _events(history)]
     settings = {key.replace("_", " "): value for key, value in config.items() if key not in NO_SETTINGS}
     settings |= {f"set {key}": value for key, value in (config.get("own") or {}).items()}

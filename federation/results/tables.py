@@ -1,5 +1,8 @@
 """The tables of a run: what is said of each round, the same in the terminal and on the page."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from federation.config import LOSS, Metric
 from federation.results.history import History, RoundRecord, VersionRecord, main_first
 
@@ -92,3 +95,19 @@ def size(num_bytes: float) -> str:
 def in_columns(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+
+def who_learns_what(config: Mapping[str, Any]) -> list[list[str]]:
+    """What each party gets to know of a client, by the settings in use; the first row is the head."""
+    secure = bool(config.get("secure_aggregation"))
+    rows = [
+        ["", "server", "other clients", "reader of the model"],
+        ["examples", "no", "no", "no"],
+        ["each client's update", "no" if secure else "yes", "no", "no"],
+        ["the weighted sum of all updates", "yes", "the model made of it", "the last one"],
+        ["examples by class", "no" if secure else "yes, where the client says so", "no", "no"],
+        ["number of training and test examples", "yes", "no", "no"],
+        ["loss of its training", "the mean of all" if secure else "yes", "no", "no"],
+        ["scores on its test examples", "yes", "no", "no"],
+    ]
+    return rows

@@ -141,6 +141,7 @@ class ServerCredentials:
 class ClientCredentials:
     secret: bytes | None = None
     identity: Identity | None = None
+    peers: Members | None = None  # the others' keys, for secure aggregation
     server_key: str = ""  # the server's public key, where it is pinned
     address: str = ""  # as this client calls the server
     authority: bytes | None = None  # of the server's certificate
@@ -155,6 +156,7 @@ class ClientCredentials:
         return cls(
             load_secret(args.secret_file),
             Identity.load(args.identity) if args.identity else None,
+            Members.load(args.peers, "--peers") if args.peers else None,
             load_public(args.server_key, "--server-key") if args.server_key else "",
             args.server,
             authority,

@@ -74,6 +74,11 @@ class Acceptance:
             good = [u for u, step in zip(valid, steps, strict=True) if not self._is_outlier(number, u, step, steps)]
         return good, {update.partition: step for update, step in zip(valid, steps, strict=True)}
 
+    def steps(self, weights: list[np.ndarray], updates: list[Update]) -> dict[int, Step]:
+        """The steps of updates that are compared with no others, by partition."""
+        measured = measure(updates, [weights] * len(updates), self.clients.buffer_positions)
+        return {update.partition: step for update, step in zip(updates, measured, strict=True)}
+
     def statistics(
         self, number: int, weights: list[np.ndarray], answers: Sequence[tuple[Participant, FitRes]]
     ) -> list[Update]:
@@ -120,7 +125,7 @@ class Acceptance:
 
     def counted(self, updates: Sequence[Update]) -> None:
         """These updates are in the model now: their clients' strikes are forgotten."""
-        partitions = {update.partition for update in updates}
+        partitions = {partition for update in updates for partition in update.clients}
         for participant in self.clients.ready():
             if participant.partition in partitions:
                 participant.strikes = 0

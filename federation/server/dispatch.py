@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from federation import model_file, pieces
+from federation import model_file
 from federation.aggregation.validation import BadUpdate, read_weights, travelled
 from federation.compression import TooLarge, as_sent, num_bytes, pack, travels_as
 from federation.console import say
 from federation.participants.client_manager import ClientManager, Participant
 from federation.participants.exchange import Exchange, Outgoing
+from federation.pieces import LARGE, InPieces, StoreFull
 from federation.protocol import TaskSummary
 from federation.security.audit import Unwritable
+from federation.security.masks import LEAST
 from federation.server.settings import ServerSettings
 
 import numpy as np
@@ -130,7 +132,7 @@ class Dispatcher:
         like = [(tuple(shape), travels_as(np.dtype(dtype), compress)) for _, shape, dtype in told]
         if not self._in_pieces(sum(math.prod(shape) * dtype.itemsize for shape, dtype in like)):
             return lambda client, timeout: client.get_parameters(GetParametersIns(config), timeout, 0)
-        what, none = "frozen" if "frozen" in config else "untrained", self._pieces([])
+        what, none = "frozen" if "frozen" in config else "untrained", self.pieces([])
 
         def fetch(client: Any, timeout: float) -> GetParametersRes:
             stored = client.fetch(what, like, none, time.monotonic() + timeout)
@@ -163,7 +165,8 @@ class Dispatcher:
         there = self.clients.ready()
         if len(there) < self.settings.min_clients:
             raise self.too_few(len(there), server_round - 1)
-        number = max(1, round(self.settings.fraction_fit * len(there)))
+        least = LEAST if self.recipe.secure_aggregation else 1
+        number = min(len(there), max(least, round(self.settings.fraction_fit * len(there))))
         rng = np.random.default_rng([self.recipe.seed, server_round])
         return [there[i] for i in sorted(rng.choice(len(there), number, replace=False))]
 
@@ -172,7 +175,9 @@ class Dispatcher:
     ) -> list[tuple[Participant, FitRes]]:
         """Local training on these weights, side by side; the answers by partition. Raises RoundLost without any."""
         parameters, hosts, self.held = self.parameters(weights), self.hosts(), {}
-        told = {"participants": len(selected)}
+        told: dict[str, Scalar] = {"participants": len(selected)}
+        if self.recipe.secure_aggregation and self.settings.max_update_norm is not None:
+            told["max_update_norm"] = self.settings.max_update_norm
         answers = self._wait_for_all([self.start_fit(one, hosts, parameters, server_round, **told) for one in selected])
         if not answers:
             raise RoundLost
@@ -195,6 +200,17 @@ class Dispatcher:
         if self.clients.in_pieces:
             self.held = {one.partition: (one, weights) for one, _ in answers}
         return answers
+
+    def ask_each(
+        self, participants: Sequence[Participant], ask: Callable[[Participant, Any, float], Any]
+    ) -> list[tuple[Participant, Any]]:
+        """ask(participant, client, timeout) of each, side by side; who breaks off is given up, and left out."""
+        return self._wait_for_all(
+            [
+                self._start(one, lambda client, timeout, one=one: ask(one, client, timeout))  # type: ignore[misc]
+                for one in participants
+            ]
+        )
 
     def evaluate(self, server_round: int, weights: list[np.ndarray]) -> list[tuple[Participant, EvaluateRes]]:
         """These weights on every client's test examples; the answers by partition. Raises RoundLost without any.
@@ -228,16 +244,16 @@ class Dispatcher:
         """A global model as it is sent."""
         packed = pack(weights, self.recipe.compress)
         in_pieces = self._in_pieces(num_bytes(packed, "none"))
-        parameters = self._pieces(packed) if in_pieces else ndarrays_to_parameters(packed)
+        parameters = self.pieces(packed) if in_pieces else ndarrays_to_parameters(packed)
         return self.exchange.outgoing(parameters, packed, weights)
 
     def _in_pieces(self, size: int) -> bool:
         """Whether a model of so many bytes travels in pieces: a large one does, where all clients know how."""
-        most = min(pieces.LARGE, self.clients.max_message_bytes // 2)
+        most = min(LARGE, self.clients.max_message_bytes // 2)
         return self.clients.in_pieces and size > most and all(one.knows_pieces for one in self.clients.ready())
 
-    def _pieces(self, arrays: Sequence[np.ndarray]) -> pieces.InPieces:
-        return pieces.InPieces(arrays=arrays, folder=self.folder, largest=self.clients.max_message_bytes)
+    def pieces(self, arrays: Sequence[np.ndarray]) -> InPieces:
+        return InPieces(arrays=arrays, folder=self.folder, largest=self.clients.max_message_bytes)
 
     def hosts(self) -> Counter[str]:
         """How many clients share each machine's cores."""
@@ -283,13 +299,13 @@ class Dispatcher:
     def answer(self, request: Request) -> Any | None:
         """What a client said that is over; None, and it is given up, where it broke off or takes too long.
 
-        Raises pieces.StoreFull or audit.Unwritable where our disk could not take what it sent.
+        Raises StoreFull or audit.Unwritable where our disk could not take what it sent.
         """
         participant = request.participant
         if not request.future.done():
             limit = f"{self.settings.round_timeout:g} s (--round-timeout)"
             say(f"{participant.title} did not answer within {limit}")
-        elif isinstance(request.future.exception(), pieces.StoreFull | Unwritable | None):
+        elif isinstance(request.future.exception(), StoreFull | Unwritable | None):
             return request.future.result()
         # else the stream broke, or carried something that is no answer
         self.clients.lose(participant.client)

@@ -162,10 +162,14 @@ def read_run_config(run_config: dict, clients: int) -> argparse.Namespace:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return parse_args("run config", argv)
+            args = parse_args("run config", argv)
     except SystemExit:
         words = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise ValueError(f"run config: {words}") from None
+    if args.recipe.secure_aggregation:
+        why = "Flower's engines make a client anew for each message, and it would forget what it masked"
+        raise ValueError(f"run config: secure-aggregation can't be had here: {why}; use server.py and client.py")
+    return args
 
 
 def components(context: Context) -> ServerAppComponents:

@@ -11,6 +11,7 @@ from federation.config import RUN, Recipe
 from federation.console import Parser, add_log_flags, command_line, log_to
 from federation.net import is_loopback, join, own_address, parse_address
 from federation.results.run_folder import INITIAL, RunFolder
+from federation.security.masks import LEAST
 from federation.server.settings import ServerSettings
 from federation.setting import Settings, add_flags, flag
 
@@ -81,14 +82,16 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         elif args.again:
             args.recipe, args.settings, args.config = _repeated(args, given)
         else:
-            args.recipe, args.settings = _of(Recipe, given), _of(ServerSettings, given)
+            args.recipe = _of(Recipe, given)
+            usual = {"outlier_factor": 0.0, "min_clients": LEAST} if args.recipe.secure_aggregation else {}
+            args.settings = _of(ServerSettings, {**usual, **given})
             args.config = {**dataclasses.asdict(args.recipe), **dataclasses.asdict(args.settings)}
         args.partitions = max(args.settings.clients, args.config["clients"])  # of a resumed run, those that it had
         updates = args.recipe.rounds * args.settings.clients
         if args.settings.mode == "async" and args.settings.buffer_size > updates:
             what = f"the run's {updates} updates (rounds x clients)"
             raise ValueError(f"--buffer-size must be between 1 and {what}, got {args.settings.buffer_size}")
-        for problem in _problems(args):
+        for problem in [*_insecure(args, given), *_problems(args)]:
             raise ValueError(problem)
     except ValueError as error:
         parser.error(str(error))
@@ -122,7 +125,8 @@ def describe(args: argparse.Namespace) -> str:
     model = f" of {recipe.model}" if recipe.model else ""  # else the task's, which the clients know
     if settings.mode == "async":
         return f"fedbuff{model}, {recipe.rounds * settings.clients} updates"
-    return f"{settings.strategy}{model}, {recipe.rounds} rounds"
+    secure = ", secure aggregation" if recipe.secure_aggregation else ""
+    return f"{settings.strategy}{model}, {recipe.rounds} rounds{secure}"
 
 
 def _of(kind: type[SomeSettings], values: dict) -> SomeSettings:
@@ -190,6 +194,29 @@ def same_value(given: object, ours: object) -> bool:
         return str(given).lower() == str(ours).lower() or float(str(given)) == float(str(ours))
     except ValueError:
         return False
+
+
+def _insecure(args: argparse.Namespace, given: dict) -> Iterator[str]:
+    """A line for everything that can't be had with secure aggregation, with the reason."""
+    recipe, settings = args.recipe, args.settings
+    if not recipe.secure_aggregation:
+        return
+    single = "which needs single updates, and the server gets their sum alone"
+    if settings.mode == "async":
+        yield "--secure-aggregation needs rounds, in which many updates make one sum; leave out --mode async"
+    if settings.strategy in ("fedmedian", "fedtrimmedavg", "krum"):
+        yield f"--secure-aggregation can't be had with --strategy {settings.strategy}, {single}; use fedavg"
+    if given.get("outlier_factor"):
+        words = f"--secure-aggregation can't be had with --outlier-factor, {single}"
+        yield f"{words}; --max-update-norm is kept by the clients themselves"
+    if recipe.compress != "none":
+        yield f"--secure-aggregation has its own number format; leave out --compress {recipe.compress}"
+    for name in ("clients", "min_clients"):
+        if getattr(settings, name) < LEAST:
+            words = f"--secure-aggregation takes {LEAST} clients at least, as of two each knows the other's part"
+            yield f"{words}; got {flag(name)} {getattr(settings, name)}"
+    if round(settings.fraction_fit * settings.clients) < LEAST:
+        yield f"--fraction-fit {settings.fraction_fit:g} leaves fewer than the {LEAST} clients that a sum takes"
 
 
 def _problems(args: argparse.Namespace) -> Iterator[str]:

@@ -25,8 +25,10 @@ from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
 from federation.security.audit import FILE, AuditLog, privacy_of, utc_now
+from federation.security.masks import num_words
 from federation.server.acceptance import Acceptance, Evaluation, without_culprit
 from federation.server.dispatch import Dispatcher, RoundLost, RunFailed, Stopped
+from federation.server.secure_rounds import secure_statistics, secure_updates
 from federation.server.settings import ServerSettings
 
 import numpy as np
@@ -47,11 +49,18 @@ def federated_round(
     """
     selected = dispatcher.select(number)
     began, state = time.monotonic(), strategy.state()
-    answers = dispatcher.fit(number, weights, selected)
-    updates, steps = acceptance.updates(number, weights, answers)
+    secure = dispatcher.recipe.secure_aggregation
+    if secure:
+        updates = secure_updates(number, weights, selected, dispatcher, acceptance)
+        steps = acceptance.steps(weights, updates)
+    else:
+        updates, steps = acceptance.updates(number, weights, dispatcher.fit(number, weights, selected))
     averaged = strategy.aggregate(weights, updates)
-    answers = dispatcher.measure(number, averaged) if updates else []
-    statistics = acceptance.statistics(number, averaged, answers)
+    if secure and updates:
+        statistics = secure_statistics(number, averaged, dispatcher, acceptance)
+    else:
+        answers = dispatcher.measure(number, averaged) if updates else []
+        statistics = acceptance.statistics(number, averaged, answers)
     new_weights = strategy.with_statistics(averaged, acceptance.clients.batchnorm, statistics)
     evaluation = acceptance.evaluation(dispatcher.evaluate(number, new_weights))
     if evaluation.model_is_bad and statistics:
@@ -64,8 +73,8 @@ def federated_round(
         )
     acceptance.counted(updates)
     record = record_of(number, evaluation, acceptance)
-    record.train_metrics, record.clients = mean_metrics(updates), len(updates)
-    record.bytes_received = sum(num_bytes(update.weights, strategy.compress) for update in [*updates, *statistics])
+    record.train_metrics, record.clients = mean_metrics(updates), sum(len(update.clients) for update in updates)
+    record.bytes_received = sum(received(update, strategy.compress) for update in [*updates, *statistics])
     record.by_client |= {**by_partition(steps), WEIGHT: shares(updates)}
     record.seconds = round(time.monotonic() - began, 3)
     return new_weights, record
@@ -91,11 +100,18 @@ def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
     return {STEP_SIZE: sizes, COSINE: cosines}
 
 
+def received(update: Update, compress: str) -> int:
+    """Bytes that came in for it."""
+    if update.parts is None:
+        return num_bytes(update.weights, compress)
+    return 4 * num_words(sum(array.size for array in update.weights)) * len(update.parts)
+
+
 def shares(updates: Sequence[Update]) -> dict[str, float]:
     """Each update's weight in the mean of McMahan et al.: its part of the examples; other strategies start from it."""
     total, examples = sum(update.examples for update in updates), Counter[int]()
     for update in updates:
-        examples[update.partition] += update.examples
+        examples.update(update.clients)
     return {str(partition): number / total for partition, number in sorted(examples.items())}
 
 
@@ -221,6 +237,10 @@ class FederatedServer(Server):
         if not any(record.clients for record in self.history.rounds[1:]):
             what = "no update of any client counted, so the model is the untrained one; the lines above say why"
             raise RunFailed(f"{what}; begin a new run", resumable=False)
+        if self.recipe.secure_aggregation:
+            summed = [record.clients for record in self.history.rounds[1:] if record.clients]
+            number = f"{min(summed)} to {max(summed)}" if min(summed) < max(summed) else f"{max(summed)}"
+            say(f"secure aggregation: in {len(summed)} rounds the sum of {number} updates; no single one")
         self._save_model()
 
     def _agree_on_columns(self, columns: list[str]) -> None:

@@ -65,6 +65,19 @@ class TinyClient(NumPyClient):
         return scores.pop("loss"), self.num_test, scores
 
 
+class HeldSession(Session):
+    """Waits for a file before it masks its update in one round, as a test may want to kill somebody just then."""
+
+    in_round, until = 0, Path()
+
+    def _mask(self, config: dict) -> dict:
+        if self.masking and self.masking.round == self.in_round:
+            say(f"mask {self.in_round}")
+            while not self.until.exists():
+                time.sleep(0.02)
+        return super()._mask(config)
+
+
 def misbehave(how: str, new: list, examples: int, metrics: dict) -> tuple:
     match how:
         case "nan":
@@ -107,8 +120,9 @@ def main() -> None:
     parser.add_argument("--in-round", type=int, default=0, help="in which round (0: in all)")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long local training takes")
     parser.add_argument("--until", type=Path, metavar="FILE", help="train in round --in-round until there is this file")
+    parser.add_argument("--hold-mask", type=Path, metavar="FILE", help="mask in round --in-round once it is there")
     parser.add_argument("--wait", type=float, default=30)
-    for flag in ("--secret-file", "--identity", "--server-key"):
+    for flag in ("--secret-file", "--identity", "--server-key", "--peers"):
         parser.add_argument(flag)
     parser.add_argument("--ca-certificate")
     parser.add_argument("--audit", metavar="FOLDER", help="keep a record there (default: none)")
@@ -116,9 +130,10 @@ def main() -> None:
     parser.add_argument("--policy")
     args = parser.parse_args()
     credentials = ClientCredentials.load(args)
+    HeldSession.in_round, HeldSession.until = (args.in_round, args.hold_mask) if args.hold_mask else (0, Path())
 
     def new_session(left_run: str = "") -> Session:
-        return Session(
+        return HeldSession(
             lambda assignment: TinyClient(assignment, args.behave, args.in_round, args.seconds, args.until),
             args.classes.split(","),
             credentials=credentials,
