@@ -12,7 +12,7 @@ Imports = dict[str, set[str]]  # of each module, by dotted names; our own as mod
 MAY_IMPORT = {
     "shared": {"shared"},
     "security": {"shared", "security"},
-    "aggregation": {"shared", "aggregation"},
+    "aggregation": {"shared", "security", "aggregation"},
     "results": {"shared", "results"},
     "networks": {"shared", "networks"},
     "task": {"shared", "networks", "task"},

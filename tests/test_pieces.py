@@ -536,7 +536,7 @@ def large(monkeypatch):
     monkeypatch.setattr(in_process, "Proxy", InPiecesAtHand)
     monkeypatch.setattr(Participant, "knows_pieces", True)
     monkeypatch.setattr(in_process.Clients, "in_pieces", True)
-    monkeypatch.setattr("federation.pieces.LARGE", 0)
+    monkeypatch.setattr("federation.server.dispatch.LARGE", 0)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

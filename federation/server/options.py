@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         if args.settings.mode == "async" and args.settings.buffer_size > updates:
             what = f"the run's {updates} updates (rounds x clients)"
             raise ValueError(f"--buffer-size must be between 1 and {what}, got {args.settings.buffer_size}")
-        for problem in [*_insecure(args, given), *_problems(args)]:
+        for problem in itertools.chain(_insecure(args, given), _problems(args)):
             raise ValueError(problem)
     except ValueError as error:
         parser.error(str(error))
