@@ -18,6 +18,7 @@ METRICS = [
     Metric(name, lowest=0, highest=1, chance=0.5, digits=3, additive=False)
     for name in ("auc", "sensitivity", "specificity")
 ]
+MEASURE_BATCHNORM = False  # the only one that trains sees frozen features, which averaging does not change
 BLOCKS, WIDTH = 11, 112  # of the backbone's 16 blocks: what later ones find are things in photographs
 
 
