@@ -1,5 +1,6 @@
 """A server and clients on different hosts: TLS and a secret over real addresses, and a cut of one host's link."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -8,10 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
+from federation.security.identity import Identity
+
 import pytest
 from helpers.example_runs import make_images
 from helpers.hosts import Host, Hosts, NoHosts
-from helpers.processes import ROOT, Federation, Process, wait_for
+from helpers.processes import CLEAN, ROOT, Federation, Process, wait_for
 
 CUT_SECONDS = 20
 
@@ -134,6 +137,59 @@ def test_a_round_that_closes_during_a_cut_counts_without_the_client_and_it_rejoi
     assert cut.closed.clients_by_round() == [3, 3, 2, 3]
     assert cut.closed.comings_and_goings() == [("leave", 2), ("join", 2)]
     assert "back in place 2" in cut.closed.processes[-1].output
+
+
+def test_of_three_members_one_is_expelled_one_joins_the_server_is_killed_and_all_records_verify(hosts, keys, tmp_path):
+    for name in ("a", "b", "c", "d", "server"):
+        Identity.new().write(tmp_path / name, name)
+    lines = {name: (tmp_path / f"{name}.pub").read_text() for name in "abcd"}
+    members, go, audit = tmp_path / "members", tmp_path / "go", tmp_path / "audit"
+    members.write_text(lines["a"] + lines["b"] + lines["c"])
+    with FarFederation(tmp_path, hosts, keys) as federation:
+        federation.shared = ["--ca-certificate", keys / "ca.pem"]
+        flags = [
+            "--members",
+            members,
+            "--identity",
+            tmp_path / "server",
+            "--partitioner",
+            "local",
+            "--rejoin-wait",
+            100,
+        ]
+        server = federation.far_server(*flags, "--rounds", 4)
+
+        def start(name: str, host: int, *more: object) -> Process:
+            mine = ["--identity", tmp_path / name, "--server-key", tmp_path / "server.pub", "--audit", audit / name]
+            return federation.tiny(*federation.shared, *mine, *more, prefix=hosts[host].prefix)
+
+        clients = {"a": start("a", 1, "--in-round", 2, "--until", go)}
+        server.says("a joined")
+        clients["b"] = start("b", 2)
+        server.says("b joined")
+        clients["c"] = start("c", 3)
+        clients["a"].says("fit 2")
+        members.write_text(lines["a"] + lines["b"] + lines["d"])
+        go.touch()
+        assert "dropped: it is no member of this federation any more" in clients["c"].ends(1)
+        clients["d"] = start("d", 3)
+        server.says(r"\n +3 +3 ")
+        server.send(signal.SIGKILL)
+        server.ends(-9)
+        server = federation.far_server("--resume", federation.run_dir, *flags)
+        server.ends(0)
+        for name in "abd":
+            clients[name].ends(0)
+    history = federation.history()
+    assert federation.clients_by_round() == [3] * 5
+    assert {place: one["name"] for place, one in history["config"]["members"].items()} == {"0": "a", "1": "b", "2": "d"}
+    for name in "abcd":
+        (record,) = (audit / name).iterdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "federation.audit", federation.run_dir / "audit.jsonl", record],
+            cwd=ROOT, env=CLEAN, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_hosts_leave_nothing_behind():
