@@ -15,6 +15,7 @@ from federation.results.run_folder import Run, RunFolder
 from federation.results.tables import who_learns_what
 from federation.security.identity import Identity
 from federation.server import options
+from federation.server.engine_app import read_run_config
 from federation.server.rounds import FederatedServer
 from federation.server.settings import ServerSettings
 
@@ -337,6 +338,12 @@ def test_what_needs_single_updates_is_refused_with_the_reason(flags, words, caps
         options.parse_args(None, ["--secure-aggregation", *flags.split()])
     assert end.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_on_flowers_engines_it_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="make a client anew for each message, and it would forget what it masked"):
+        read_run_config({"secure-aggregation": True}, clients=3)
+    assert read_run_config({"secure-aggregation": False}, clients=3).recipe.secure_aggregation is False
 
 
 def test_its_defaults_are_three_clients_and_no_comparison_of_updates():
