@@ -170,6 +170,27 @@ def test_a_changed_secret_is_asked_of_newcomers_only(tmp_path, capsys):
     assert said[1].endswith("; the secret stays as it was")
 
 
+def test_a_client_that_stays_reads_a_changed_secret_again_and_keeps_it_where_the_new_one_can_not_be_used(
+    tmp_path, capsys
+):
+    secret = tmp_path / "secret"
+    secret.write_text("old")
+    secret.chmod(0o600)
+    credentials = ClientCredentials(b"old", secret_file=str(secret))
+    for text, expected in (("newer", b"newer"), ("   ", b"newer"), ("newest one", b"newest one")):
+        secret.write_text(text)
+        credentials.refresh()
+        assert credentials.secret == expected
+    secret.unlink()
+    credentials.refresh()
+    assert credentials.secret == b"newest one"
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2, "the empty one, and the one that is gone"
+    assert all(line.endswith("; the secret stays as it was") for line in said)
+    credentials.refresh()
+    assert capsys.readouterr().out == "", "said once"
+
+
 class Signed(FakeClient):
     """A client with a shared secret."""
 

@@ -1,5 +1,6 @@
 """A hospital's policy: what its file may say, and that no server gets past it; all in this process."""
 
+import json
 import tomllib
 from dataclasses import fields
 from datetime import time
@@ -10,6 +11,7 @@ from federation.client.policy import AgainstPolicy, OutsideHours, Policy
 from federation.client.session import Session
 from federation.config import Recipe
 from federation.protocol import Assignment, read_summary
+from federation.security.audit import AuditLog
 
 import numpy as np
 import pytest
@@ -211,6 +213,18 @@ def test_a_server_that_repeats_a_rounds_number_gets_no_more_trainings():
 def test_the_same_model_again_is_a_round_that_is_done_again_and_costs_nothing():
     one, _ = session(max_rounds=1)
     assert [one.fit(MODELS[0], ask(1))[1] for _ in range(3)] == [100] * 3
+
+
+def test_the_record_has_what_came_in_though_it_was_refused_and_no_update_to_it(tmp_path):
+    one, _ = session(max_rounds=1)
+    one.audit = AuditLog(tmp_path / "audit.jsonl", RUN, "client 0")
+    assert [one.fit(model, ask(1))[1] for model in MODELS[:2]] == [100, 0]
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [kind for kind in kinds if kind in ("model-to-train", "update")] == [
+        "model-to-train",
+        "update",
+        "model-to-train",
+    ]
 
 
 def test_measuring_is_counted_too_and_apart():

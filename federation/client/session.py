@@ -181,14 +181,10 @@ class Session(NumPyClient):
         if "in_pieces" in config:
             # Into the network at once, so that what came in takes no room while it trains.
             came = self._transfer.take()
-            self._check_work(kind, came, config)
-            self._begin_masking(kind, config, came)
-            self._record(kind, config["server_round"], came, came_in=True)
+            self._came_in(kind, came, config)
             self.client.set_parameters(unpack(came, self._views()))
             return self._views()
-        self._check_work(kind, parameters, config)
-        self._begin_masking(kind, config, parameters)
-        self._record(kind, config["server_round"], parameters, came_in=True)
+        self._came_in(kind, parameters, config)
         if "measured" in config:  # the model is here, as it was measured on: only the statistics have come
             model = self._views()
             for i, array in zip(self.client.batchnorm_positions, parameters, strict=True):
@@ -198,11 +194,16 @@ class Session(NumPyClient):
             return parameters
         return unpack(parameters, self.client.get_parameters({}))
 
-    def _check_work(self, kind: str, model: list[np.ndarray], config: dict) -> None:
-        """Raises AgainstPolicy. The same model again, of a round that is done again, tells nothing new."""
+    def _came_in(self, kind: str, model: list[np.ndarray], config: dict) -> None:
+        """Record what came, and check it against the policy, before it is used. Raises AgainstPolicy.
+
+        The same model again, as of a round that is done again, tells the server nothing new and is not counted.
+        """
+        sha256 = self._record(kind, config["server_round"], model, came_in=True)
         if self.policy.max_rounds and kind in ("model-to-train", "model-to-measure"):
-            self._models.add((kind, hash_arrays(model)))
+            self._models.add((kind, sha256 or hash_arrays(model)))
         self.policy.check_work(config, len([one for one, _ in self._models if one == kind]))
+        self._begin_masking(kind, config, model)
 
     def _open_masking(self, assignment: Assignment) -> None:
         before, place = self.masking, (assignment.run_id, assignment.partition)
@@ -243,15 +244,19 @@ class Session(NumPyClient):
         arrays: list[np.ndarray] | None = None,
         came_in: bool = False,
         key: str = "",
-    ) -> None:
-        """Before it leaves, or before it is used. Raises audit.Unwritable, so that nothing goes unrecorded."""
+    ) -> str:
+        """Before it leaves, or before it is used. Raises audit.Unwritable, so that nothing goes unrecorded.
+
+        Returns the hash of the arrays, where there are any and a record is kept.
+        """
+        what: dict[str, Any] = {"sender": SERVER} if came_in else {"receiver": SERVER}
         if self.audit.path:
-            what: dict[str, Any] = {"sender": SERVER} if came_in else {"receiver": SERVER}
             if key:
                 what["key"] = key  # by which we know the server
             if arrays is not None:
                 what |= {"sha256": hash_arrays(arrays), "bytes": num_bytes(arrays, "none")}
             self.audit.write(kind, server_round, session=session_name(self.instance), **what)
+        return what.get("sha256", "")
 
     def _heads(self, kind: str, server_round: int | None, told: dict) -> dict[str, str]:
         """Record a message without arrays; where the server told its record's head, keep that, and return ours."""
