@@ -43,6 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _starts_processes(thing: object, seen: set[object]) -> bool:
     """Whether the source of a test, a fixture or a helper names subprocess, or something in tests/ that does."""
+    thing = inspect.unwrap(thing) if callable(thing) else thing
     ours = inspect.isfunction(thing) or inspect.isclass(thing)
     if not ours or thing in seen or not thing.__module__.startswith(("test_", "helpers.", "conftest")):
         return False

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from federation.client import options as client_options
@@ -17,7 +16,7 @@ from federation.server.settings import ServerSettings
 from federation.task.compute import find_device
 
 import pytest
-from helpers.processes import CLEAN, ROOT, free_port
+from helpers.processes import CLEAN, ROOT, free_port, quick_python
 
 import demo
 
@@ -183,7 +182,7 @@ def test_a_folder_whose_history_cant_be_read_holds_no_run(content, run, capsys):
 def command(*words: object, cwd: Path, **environment: str) -> tuple[int, str]:
     """Exit code, and the one line of error; what it printed besides would be too much."""
     done = subprocess.run(
-        [sys.executable, ROOT / str(words[0]), *map(str, words[1:])],
+        [quick_python(), str(ROOT / str(words[0])), *map(str, words[1:])],
         cwd=cwd,
         env={**CLEAN, **environment},
         stdin=subprocess.DEVNULL,

@@ -1,10 +1,9 @@
 """The benchmarks start; what they measure takes minutes, and is run by hand."""
 
 import subprocess
-import sys
 
 import pytest
-from helpers.processes import CLEAN, ROOT
+from helpers.processes import CLEAN, ROOT, quick_python
 
 FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "steps", "wire")} | {
     "scale": "--clients",
@@ -16,7 +15,7 @@ FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "o
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_benchmark_says_what_it_measures(name, tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
+    command = [quick_python(), ROOT / "benchmarks" / f"{name}.py", "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert FLAGS[name] in done.stdout

@@ -14,7 +14,7 @@ from federation.security.certificates import CertificateError, issue, main, make
 
 import pytest
 from cryptography import x509
-from helpers.processes import ROOT
+from helpers.processes import CLEAN, ROOT, quick_python
 
 NAMES = ["ca.key", "ca.pem", "server.key", "server.pem"]
 
@@ -165,9 +165,9 @@ def test_wrong_use_is_one_line(refused):
 
 
 def test_the_command_prints_commands_that_the_programs_take(tmp_path):
-    run = [sys.executable, "-m", "federation.certificates", "--host", "::1", "localhost", "--out", "out"]
+    run = [quick_python(), "-m", "federation.certificates", "--host", "::1", "localhost", "--out", "out"]
     said = subprocess.run(
-        run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+        run, cwd=tmp_path, env={**CLEAN, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     ).stdout
     server, client = (line for line in said.replace("\\\n", "").splitlines() if line.startswith("  python "))
     assert "--address [::]:8080" in server

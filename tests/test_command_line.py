@@ -6,7 +6,7 @@ import sys
 import tomllib
 
 import pytest
-from helpers.processes import CLEAN, ROOT
+from helpers.processes import CLEAN, ROOT, quick_python
 
 SCRIPTS = ["server.py", "client.py", "demo.py", "baseline.py", "evaluate.py", "classify.py"]
 COMMANDS = {name: [name] for name in SCRIPTS}
@@ -14,7 +14,7 @@ COMMANDS |= {name: ["-m", f"federation.{name}"] for name in ("certificates", "re
 
 
 def said_by(*words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, *words]
+    command = [quick_python(), *words]
     return subprocess.run(command, cwd=ROOT, env=CLEAN, capture_output=True, text=True, timeout=100)
 
 

@@ -32,7 +32,7 @@ import torch
 from flwr.common import Code, EvaluateRes, Status
 from helpers.engines import commands
 from helpers.example_runs import add_records, call, make_history, make_images, make_run
-from helpers.processes import CLEAN, ROOT, Federation, free_port
+from helpers.processes import CLEAN, ROOT, Federation, free_port, quick_python
 from helpers.tasks import build, recipe
 
 import baseline
@@ -72,7 +72,7 @@ def venv(tmp_path: Path) -> Path:
     """What the Makefile would have made: this Python, with everything installed."""
     python = tmp_path / "venv/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec "{quick_python()}" "$@"\n')
     python.chmod(0o755)
     (tmp_path / "venv/installed").touch()
     (tmp_path / "venv/installed-test").touch()
@@ -113,7 +113,7 @@ def test_command_on_a_finished_run(command, afterwards):
         words += ["--dataset", "my-images"]
     words[0] = words[0] if words[0] == "-m" else str(ROOT / words[0])
     environment = {**CLEAN, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *words]
+    command = [quick_python(), *words]
     done = subprocess.run(command, cwd=afterwards, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -122,7 +122,7 @@ def test_command_on_a_finished_run(command, afterwards):
 def secured(tmp_path: Path) -> list[str]:
     """Certificates and secret as the docs make them; returns the flags that a client then needs."""
     (tmp_path / "secret.txt").write_text("a secret\n")
-    made = [sys.executable, "-m", "federation.certificates", "--host", "127.0.0.1", "--out", tmp_path / "certificates"]
+    made = [quick_python(), "-m", "federation.certificates", "--host", "127.0.0.1", "--out", tmp_path / "certificates"]
     subprocess.run(made, cwd=ROOT, check=True, capture_output=True)
     shutil.copy(tmp_path / "certificates/ca.pem", tmp_path)
     return ["--ca-certificate", str(tmp_path / "ca.pem"), "--secret-file", str(tmp_path / "secret.txt")]

@@ -139,7 +139,7 @@ def run(federation: Federation, hostilities: Callable[[Memory], None] | None = N
     """Five rounds of three clients, the last of which ends when the hostilities do; how it went."""
     federation.folder.mkdir()
     over = federation.folder / "over"
-    server = federation.server("--rounds", 5)
+    server = federation.server("--rounds", 5, fresh=True)
     clients = [federation.tiny("--partition-id", i, "--in-round", 5, "--until", over) for i in range(3)]
     memory = Memory(server)
     server.says("3 of 3 there")
@@ -183,7 +183,7 @@ def test_ten_thousand_messages_of_nonsense_leave_the_model_as_it_would_be(tmp_pa
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
 def test_an_unverified_connection_that_never_stops_sending_is_held_back_and_fills_no_memory(federation):
-    server = federation.server("--max-message-mb", 2, env={**CLEAN, "FEDERATION_SECRET": "not for all"})
+    server = federation.server("--max-message-mb", 2, fresh=True, env={**CLEAN, "FEDERATION_SECRET": "not for all"})
     server.says("waiting for 3 clients")
     memory = Memory(server)
     wait_for(lambda: memory.last, "a first look")
@@ -208,7 +208,7 @@ def test_an_unverified_connection_that_never_stops_sending_is_held_back_and_fill
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
 def test_what_an_admitted_client_sends_unasked_stays_with_the_sender(federation):
     """Its stream stays open, unlike that of a client that is refused: the server could read on without end."""
-    server = federation.server("--max-message-mb", 2)
+    server = federation.server("--max-message-mb", 2, fresh=True)
     server.says("waiting for 3 clients")
     before, megabyte, sent = server.memory()["VmRSS"], hello(classes="x" * 1_000_000), 0
 

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from federation.security.identity import Identity
 import pytest
 from helpers.example_runs import make_images
 from helpers.hosts import Host, Hosts, NoHosts
-from helpers.processes import CLEAN, ROOT, Federation, Process, wait_for
+from helpers.processes import CLEAN, ROOT, Federation, Process, quick_python, wait_for
 
 CUT_SECONDS = 20
 
@@ -64,7 +63,7 @@ def hosts() -> Iterator[list[Host]]:
 def keys(hosts, tmp_path_factory) -> Path:
     """The docs' certificates, for the server's address, and a secret."""
     folder = tmp_path_factory.mktemp("keys")
-    made = [sys.executable, "-m", "federation.certificates", "--host", hosts[0].address, "--out", folder]
+    made = [quick_python(), "-m", "federation.certificates", "--host", hosts[0].address, "--out", folder]
     subprocess.run(made, cwd=ROOT, check=True, capture_output=True)
     (folder / "secret.txt").write_text("for certain\n")
     return folder
@@ -186,7 +185,7 @@ def test_of_three_members_one_is_expelled_one_joins_the_server_is_killed_and_all
     for name in "abcd":
         (record,) = (audit / name).iterdir()
         done = subprocess.run(
-            [sys.executable, "-m", "federation.audit", federation.run_dir / "audit.jsonl", record],
+            [quick_python(), "-m", "federation.audit", federation.run_dir / "audit.jsonl", record],
             cwd=ROOT, env=CLEAN, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

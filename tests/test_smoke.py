@@ -34,7 +34,7 @@ def one_command(tmp_path_factory):
     """demo.py, once, for all the tests that look at what it leaves."""
     with Federation(tmp_path_factory.mktemp("demo")) as federation:
         where = ("--dataset", "synthetic", "--run-dir", federation.run_dir)
-        federation.start("demo", ROOT / "demo.py", *where, "--", *SEED).ends(0, 200)
+        federation.start("demo", ROOT / "demo.py", *where, "--", *SEED, fresh=True).ends(0, 200)
         yield federation
 
 
@@ -145,7 +145,7 @@ def four_terminals(tmp_path_factory):
             federation.client("--save", folder / f"{number}.safetensors", env={**CLEAN, **dead}, cwd=folder)
         for client in federation.processes:
             client.says(f"no server at {federation.address}; asking again for 300 s")
-        server = federation.server(*SEED, cwd=folder)
+        server = federation.server(*SEED, cwd=folder, fresh=True)
         federation.peak_kb = 0
         while server.popen.poll() is None:
             federation.peak_kb = max(federation.peak_kb, server.memory().get("VmHWM", 0))
@@ -191,7 +191,7 @@ def test_the_server_never_imports_torch():
 
 @on_linux
 def test_the_server_listens_within_two_seconds(federation):
-    server = federation.server()
+    server = federation.server(fresh=True)
     host, port = federation.address.split(":")
 
     def listening() -> bool:

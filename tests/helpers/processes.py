@@ -1,6 +1,7 @@
 """Real processes for tests: a server and clients on a free port, polled, and ended with the test."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save
+
+from helpers.fork_server import SUPPORTED, Fork, ForkServer
 
 ROOT = Path(__file__).parent.parent.parent
 # Tests must not depend on the proxy, the secret or the log level of the machine that they run on.
@@ -39,14 +42,33 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 100) -
     raise AssertionError(f"{what}: not within {seconds:g} s")
 
 
-class Process:
-    """A program of ours whose output is collected while it runs; prefix is the command that starts it elsewhere."""
+@functools.cache
+def fork_server() -> ForkServer:
+    """The one of this test process, from when it is first needed."""
+    return ForkServer(CLEAN)
 
-    def __init__(self, name: str, command: list[str], *, prefix: Sequence[str] = (), **options: object):
+
+def quick_python() -> str:
+    """For commands that run programs of ours: a Python for which all is imported already, where there can be one."""
+    return str(fork_server().python) if SUPPORTED else sys.executable
+
+
+class Process:
+    """A program of ours whose output is collected while it runs.
+
+    fresh: it shall be started as users start it, as what is tested is its start, memory, speed or imports
+    prefix: the command that starts it elsewhere
+    """
+
+    def __init__(
+        self, name: str, command: list[str], *, fresh: bool = False, prefix: Sequence[str] = (), **options: object
+    ):
         self.name = name
-        options = {"cwd": ROOT, "env": CLEAN, **options}
-        self.popen = subprocess.Popen(
-            [*prefix, sys.executable, "-u", *map(str, command)],
+        words, options = [str(word) for word in command], {"cwd": ROOT, "env": CLEAN, **options}
+        usual = SUPPORTED and not fresh and not prefix and options.keys() == {"cwd", "env"}
+        self.popen: Fork | subprocess.Popen | None = usual and fork_server().start(words, **options)
+        self.popen = self.popen or subprocess.Popen(
+            [*prefix, sys.executable, "-u", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -89,6 +111,7 @@ class Process:
 
     def memory(self) -> dict[str, int]:
         """VmRSS, what it has resident, and VmHWM, the most that it ever had, in kB (Linux); {} once it has ended."""
+        assert isinstance(self.popen, subprocess.Popen), "a fork has all that was imported for it: start it fresh"
         try:
             text = Path(f"/proc/{self.popen.pid}/status").read_text()
         except OSError:  # it may end, and another thread see to it, at any moment
