@@ -15,7 +15,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +32,9 @@ class PublicError(ValueError):
         return str(self)
 
 
-def say(text: str) -> None:
-    _log(text)
+def say(text: str, level: int = logging.INFO) -> None:
+    """level: of the line in the log file, where its first word is neither "warning" nor "error"."""
+    _log(text, level)
     print(f"{_timed(text, sys.stdout)}\n", end="", flush=True)  # in one piece: other threads speak too
 
 
@@ -43,25 +46,36 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
+def show_fault(error: BaseException) -> None:
+    """A fault of ours, or of the user's own code, with its traceback."""
+    text = "".join(traceback.format_exception(error)).rstrip("\n")
+    _log(text, logging.ERROR)
+    print(_timed(text, sys.stderr), file=sys.stderr, flush=True)
+
+
 # Times, and a file of what is said
 
 TIMES = "FEDERATION_TIMES"  # environment variable: "off" leaves out the time of day, for who reads the lines
 LOG = logging.getLogger("federation")
 LOG.propagate, LOG_BYTES, LOG_FILES = False, 10_000_000, 5
+LEVELS = {"warning: ": logging.WARNING, "error: ": logging.ERROR}  # by how a line begins
+_runs_for_long = False  # as server and client do; of the other programs, other programs read the lines
 
 
 def _timed(text: str, stream: Any) -> str:
     """With the time of day before each line where it goes into a file or a pipe; a terminal's user has a clock."""
-    if os.environ.get(TIMES) == "off" or stream.isatty():
+    if not _runs_for_long or os.environ.get(TIMES) == "off" or stream.isatty():
         return text
-    now = time.strftime("%H:%M:%S ")
-    return "\n".join(f"{now}{line}" if line else line for line in text.split("\n"))
+    return _before_each_line(time.strftime("%H:%M:%S "), text)
 
 
-def _log(text: str) -> None:
+def _before_each_line(words: str, text: str) -> str:
+    return "\n".join(words + line if line else line for line in text.split("\n"))
+
+
+def _log(text: str, level: int = logging.INFO) -> None:
     if _log_files():
-        level = logging.ERROR if text.startswith("error: ") else logging.WARNING
-        LOG.log(level if text.startswith(("error: ", "warning: ")) else logging.INFO, text)
+        LOG.log(next((LEVELS[words] for words in LEVELS if text.startswith(words)), level), text)
 
 
 def _log_files() -> list[logging.Handler]:
@@ -73,11 +87,15 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-format", choices=list(FORMATS), default="text", help="of that file: a line, or JSON")
 
 
-def log_to(path: str | None, kind: str = "text") -> None:
-    """Write everything that is said into this file, too; at 10 MB it becomes FILE.1, and so on to FILE.5.
+def start_log(path: str | None, kind: str = "text") -> None:
+    """For server and client: lines get times, and go into this file, too; at 10 MB it becomes FILE.1, so on to FILE.5.
 
     Exits with 2 and one line where it can't be written. A disk that is full later is no reason to end.
     """
+    global _runs_for_long
+    if path is None and kind != "text":
+        fail(f"--log-format {kind} is of --log-file; give both or none", 2)
+    _runs_for_long = True
     if path is None or _log_files():
         return
     try:
@@ -90,11 +108,17 @@ def log_to(path: str | None, kind: str = "text") -> None:
     LOG.addHandler(handler)
 
 
+def leave_log() -> None:
+    """To another process, which may rename the file; what we say next opens it again."""
+    for handler in _log_files():
+        handler.close()
+
+
 class _TextLine(logging.Formatter):
-    """2026-11-25T14:03:07.123Z INFO text; a table's later lines follow without a time."""
+    """2026-11-25T14:03:07.123Z INFO text, the same before each line of a table."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{_utc(record)} {record.levelname} {record.getMessage()}"
+        return _before_each_line(f"{_utc(record)} {record.levelname} ", record.getMessage())
 
 
 class _JsonLine(logging.Formatter):
@@ -140,6 +164,8 @@ def begin_program() -> None:
         except OSError:  # closed: else the next file or socket would become our output
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
+    sys.excepthook = lambda kind, error, _: show_fault(error)
+    threading.excepthook = lambda broken: show_fault(broken.exc_value or broken.exc_type())
     atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush()))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the shell has it ignored
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -167,6 +193,12 @@ class _Output:
             self._stream.flush()
         except (OSError, ValueError) as error:
             self._lose(error)
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except (OSError, ValueError):  # closed
+            return False
 
     def _lose(self, error: Exception) -> None:
         """Forget what is buffered, too: Python would try it again, and fail, at the program's end."""

@@ -7,10 +7,10 @@ import urllib.request
 from types import SimpleNamespace
 
 from federation import console
-from federation.console import log_to, say
+from federation.console import leave_log, say, show_fault, start_log
 from federation.operations import monitoring
 from federation.operations.monitoring import LivePage, Metrics, check_ports, serve_page
-from federation.results.run_folder import Run, RunFolder
+from federation.results.run_folder import Run, RunFolder, recorder
 from federation.server import options
 from federation.server.grpc_server import SERVICE, Health
 
@@ -25,7 +25,9 @@ from helpers.processes import free_port
 @pytest.fixture
 def log():
     """Leaves no handler behind."""
+    console._runs_for_long = False
     yield
+    console._runs_for_long = False
     for handler in list(console.LOG.handlers):
         console.LOG.removeHandler(handler)
         handler.close()
@@ -35,7 +37,7 @@ def log():
 
 
 def test_the_log_file_has_date_and_level_and_the_terminal_stays_as_it_is(tmp_path, capsys, log):
-    log_to(str(tmp_path / "log"))
+    start_log(str(tmp_path / "log"))
     say("client 0 joined")
     say("warning: --certificate ends soon")
     with pytest.raises(SystemExit):
@@ -48,16 +50,67 @@ def test_the_log_file_has_date_and_level_and_the_terminal_stays_as_it_is(tmp_pat
 
 
 def test_in_json_every_line_is_an_object(tmp_path, capsys, log):
-    log_to(str(tmp_path / "log"), "json")
+    start_log(str(tmp_path / "log"), "json")
     say('one "line"\nand another')
     (line,) = (tmp_path / "log").read_text().splitlines()
     told = json.loads(line)
     assert (told["level"], told["text"]) == ("INFO", 'one "line"\nand another')
 
 
+def test_in_text_every_line_begins_with_time_and_level(tmp_path, capsys, log):
+    start_log(str(tmp_path / "log"))
+    say("round  clients\n    0        3")
+    words = [line.split(" ", 2)[1:] for line in (tmp_path / "log").read_text().splitlines()]
+    assert words == [["INFO", "round  clients"], ["INFO", "    0        3"]]
+
+
+def test_the_log_file_has_a_faults_whole_traceback(tmp_path, capsys, log):
+    start_log(str(tmp_path / "log"))
+    try:
+        raise ZeroDivisionError("of ours")
+    except ZeroDivisionError as error:
+        show_fault(error)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.split(" ", 2)[1] for line in lines] == ["ERROR"] * len(lines)
+    assert lines[0].endswith("Traceback (most recent call last):")
+    assert lines[-1].endswith("ZeroDivisionError: of ours")
+    assert capsys.readouterr().err.endswith("ZeroDivisionError: of ours\n")
+
+
+def test_who_leaves_or_is_turned_away_is_a_warning_in_the_log(tmp_path, capsys, log):
+    start_log(str(tmp_path / "log"), "json")
+    notify = recorder([])
+    for event in ("join", "leave", "refuse", "expel"):
+        notify(event, 0, event)
+    told = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {each["text"]: each["level"] for each in told} == {
+        "join": "INFO",
+        "leave": "WARNING",
+        "refuse": "WARNING",
+        "expel": "WARNING",
+    }
+
+
+def test_a_log_left_to_another_process_is_gone_on_with_wherever_it_then_is(tmp_path, capsys, log):
+    """A sweep's servers write into its file, and rename it when it is full."""
+    start_log(str(tmp_path / "log"))
+    say("one")
+    leave_log()
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    say("two")
+    assert [(tmp_path / name).read_text()[-4:] for name in ("log.1", "log")] == ["one\n", "two\n"]
+
+
+def test_a_format_without_a_file_is_wrong_use(capsys):
+    with pytest.raises(SystemExit) as end:
+        options.parse_args(None, ["--log-format", "json"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith("--log-format json is of --log-file; give both or none\n")
+
+
 def test_a_full_log_file_becomes_the_one_before_it(tmp_path, capsys, log, monkeypatch):
     monkeypatch.setattr(console, "LOG_BYTES", 100)
-    log_to(str(tmp_path / "log"))
+    start_log(str(tmp_path / "log"))
     for number in range(3):
         say(f"{number}" * 60)
     assert [(tmp_path / name).exists() for name in ("log", "log.1", "log.2", "log.3")] == [True, True, True, False]
@@ -65,11 +118,11 @@ def test_a_full_log_file_becomes_the_one_before_it(tmp_path, capsys, log, monkey
 
 def test_a_log_file_that_cannot_be_written_is_one_line_and_one_that_fails_later_ends_nothing(tmp_path, capsys, log):
     with pytest.raises(SystemExit) as end:
-        log_to(str(tmp_path / "none/log"))
+        start_log(str(tmp_path / "none/log"))
     assert end.value.code == 2
     words = f"--log-file {tmp_path}/none/log can't be written (No such file or directory); name another\n"
     assert capsys.readouterr().err.endswith(words)
-    log_to(str(tmp_path / "log"))
+    start_log(str(tmp_path / "log"))
     (handler,) = console._log_files()
     handler.stream.close()
     handler.stream = SimpleNamespace(write=full, flush=lambda: None, close=lambda: None, tell=lambda: 0, seek=full)
@@ -82,8 +135,11 @@ def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_into_a_file_or_a_pipe_each_line_has_the_time_of_day(capsys, monkeypatch):
+def test_into_a_file_or_a_pipe_each_line_of_server_and_client_has_the_time_of_day(capsys, monkeypatch, log):
     monkeypatch.setenv("FEDERATION_TIMES", "")
+    say("a line of evaluate.py, which another program reads")
+    assert capsys.readouterr().out == "a line of evaluate.py, which another program reads\n"
+    start_log(None)
     say("a\nb")
     assert re.fullmatch(r"(\d\d:\d\d:\d\d) a\n\1 b\n", capsys.readouterr().out)
 

@@ -5,7 +5,6 @@ import random
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 from federation.client.policy import AgainstPolicy, OutsideHours
 from federation.client.proxy import passed_over, proxy_for, try_proxy
 from federation.client.session import RunEnded, Session
-from federation.console import clean, say
+from federation.console import clean, say, show_fault
 from federation.net import bypass_proxy, is_loopback, join, keep_client_connection, parse_address
 from federation.security.tls import PROBE_SECONDS, tls_mismatch
 
@@ -132,7 +131,7 @@ def _once(
         over = error or (session.close_reason and session.close_reason.kind == "dropped")
         return Outcome(str(end), left_run=session.run_id if over else None)
     except Exception as error:  # what the server said made no sense, or a fault of ours: show where
-        traceback.print_exception(error)
+        show_fault(error)
         return Outcome(f"{type(error).__name__}: {clean(error)}", left_run=session.run_id)
 
 
@@ -183,7 +182,7 @@ def answer(client: Client, address: str, root_certificates: bytes | None) -> Non
 def _hush(broken: threading.ExceptHookArgs) -> None:
     """Threads' exceptions as ever, but for one: gRPC's watcher of a channel is at times surprised by the end of it."""
     if "Channel closed" not in str(broken.exc_value):
-        threading.__excepthook__(broken)
+        show_fault(broken.exc_value or broken.exc_type())
 
 
 def _explain(error: Exception, host: str, port: int, root_certificates: bytes | None) -> str:

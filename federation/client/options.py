@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from federation.console import Parser, add_log_flags, log_to
+from federation.console import Parser, add_log_flags, start_log
 from federation.net import parse_address
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
@@ -86,5 +86,5 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         parser.error(f"--wait must be at least 0, got {args.wait:g}")
     if args.save and not Path(args.save).absolute().parent.is_dir():
         parser.error(f"--save {args.save}: its folder does not exist")
-    log_to(args.log_file, args.log_format)
+    start_log(args.log_file, args.log_format)
     return args

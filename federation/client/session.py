@@ -5,7 +5,6 @@ import gc
 import json
 import secrets
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from federation.client.policy import Policy
 from federation.client.transfer import Transfer
 from federation.compression import num_bytes, pack, travels_as, unpack
 from federation.config import Recipe
-from federation.console import PublicError, clean, say
+from federation.console import PublicError, clean, say, show_fault
 from federation.pieces import hash_arrays
 from federation.privacy.masking import Masking, check_peers
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_provenance, read_run_id
@@ -393,7 +392,7 @@ class Session(NumPyClient):
         self.error, self.failure = error, clean(error) or type(error).__name__
         if own is None:  # in the user's code, or a fault of ours: show where
             self.failure = f"{type(error).__name__}: {clean(error)}" if str(error) else type(error).__name__
-            traceback.print_exception(error)
+            show_fault(error)
         return {"error": own or code_failed(error)}
 
     def raise_for_end(self) -> None:

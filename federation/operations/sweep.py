@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from federation.config import Recipe
-from federation.console import clean, command_line, fail, read_text, say
+from federation.console import clean, command_line, fail, leave_log, read_text, say
 from federation.net import port_problem
 from federation.operations import sweep_results
 from federation.process import end_with_parent
@@ -192,6 +192,7 @@ def run_server(args: argparse.Namespace, one: OneRun, common: Sequence[str]) -> 
 
 def start(command: list[str]) -> subprocess.Popen:
     """In a session of its own, else Ctrl-C would reach it twice; it ends with us, however we end."""
+    leave_log()
     before = end_with_parent if os.name == "posix" else None
     return subprocess.Popen(command, start_new_session=True, preexec_fn=before)
 

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -119,7 +120,7 @@ def recorder(events: list[dict]) -> Callable[[str, int | None, str], None]:
 
     def notify(event: str, partition: int | None, words: str) -> None:
         events.append({"time": round(time.time(), 3), "event": event, "partition": partition, "words": words})
-        say(words)
+        say(words, logging.INFO if event == "join" else logging.WARNING)
 
     return notify
 

@@ -1,6 +1,7 @@
 """Which answers count, and what becomes of a client whose answers do not."""
 
 import collections
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -199,7 +200,7 @@ class Acceptance:
     def leave_out(self, number: int, partition: int, reason: str) -> None:
         """Say and write down that an answer does not count."""
         self.history.rejected.append({"round": number, "partition": partition, "reason": reason})
-        say(f"{self.unit} {number}: {self.clients.title(partition)} left out: {reason}")
+        say(f"{self.unit} {number}: {self.clients.title(partition)} left out: {reason}", logging.WARNING)
 
     def _is_outlier(self, number: int, update: Update, step: Step, others: Sequence[Step]) -> bool:
         factor, times = self.settings.outlier_factor, excess(step, others)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from federation.config import RUN, Recipe
-from federation.console import Parser, add_log_flags, command_line, log_to
+from federation.console import Parser, add_log_flags, command_line, start_log
 from federation.net import is_loopback, join, own_address, parse_address
 from federation.results.run_folder import INITIAL, RunFolder
 from federation.security.masks import LEAST
@@ -96,7 +96,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
             raise ValueError(problem)
     except ValueError as error:
         parser.error(str(error))
-    log_to(args.log_file, args.log_format)
+    start_log(args.log_file, args.log_format)
     return args
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -15,7 +14,7 @@ from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy
 from federation.aggregation.validation import Update
 from federation.compression import TooLarge, as_sent, num_bytes
-from federation.console import clean, command_line, say
+from federation.console import clean, command_line, say, show_fault
 from federation.participants import column_statistics
 from federation.participants.client_manager import ClientManager, different_classes
 from federation.participants.provenance import provenance, software
@@ -199,7 +198,7 @@ class FederatedServer(Server):
             say(f"error: {words}")
             self._close("failed", words)
         except Exception as error:  # a fault of ours: show all of it, but let nobody wait for us
-            traceback.print_exc()
+            show_fault(error)
             self._close("failed", f"the server failed ({type(error).__name__})")
         self.observers.end(self.exit_code)
 

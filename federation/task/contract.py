@@ -3,12 +3,11 @@
 import importlib
 import inspect
 import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from federation.console import clean
+from federation.console import clean, show_fault
 
 PAGE = "docs/own-federation.md"
 NEEDED = {  # functions of each file, as they are called
@@ -72,7 +71,7 @@ def open_file(path: Path) -> ModuleType:
     except (DataError, TaskError):  # the task's own words
         raise
     except Exception as error:
-        traceback.print_exc()
+        show_fault(error)
         raise TaskError(f"{path} can't be imported ({type(error).__name__}: {clean(error)})") from None
     for function, parameters in {**NEEDED[name], **OPTIONAL[name]}.items():
         _check(path, getattr(module, function, None), function, parameters)
