@@ -4,8 +4,8 @@ import argparse
 
 from federation.aggregation.strategy import STRATEGIES
 from federation.console import say
-from federation.net import keep_server_connections
-from federation.operations.monitoring import check_ports, open_monitoring
+from federation.net import check_port, keep_server_connections
+from federation.operations.monitoring import Monitoring
 from federation.operations.sweep import sweep
 from federation.process import allow_many_connections, exit_now, give_memory_back
 from federation.results.report import finish
@@ -15,11 +15,11 @@ from federation.server import engine_app
 from federation.server.admission import Admission
 from federation.server.async_server import SERVERS
 from federation.server.grpc_server import harden
-from federation.server.options import describe, entered, parse_args, place
+from federation.server.options import introduce, parse_args
 
-from flwr.server import Server, ServerApp, ServerConfig, start_server
+from flwr.server import Server, ServerConfig, start_server
 
-app = ServerApp(server_fn=engine_app.components)  # for `flwr run`; the rest is for `python server.py`
+app = engine_app.make_app(Monitoring)  # for `flwr run`; the rest is for `python server.py`
 
 
 def main() -> None:
@@ -28,7 +28,8 @@ def main() -> None:
         sweep(args)
     settings = args.settings
     credentials = ServerCredentials.load(args)
-    check_ports(args)
+    check_port(args.address)
+    monitoring = Monitoring(args)
     run = open_run(args)
 
     clients = Admission(  # first come, first served
@@ -42,9 +43,8 @@ def main() -> None:
         max_message_bytes=args.max_message_bytes,
     )
     strategy = STRATEGIES[settings.strategy]  # Flower's FedAvg unless --strategy names another
-    server = SERVERS[settings.mode](clients, strategy, settings, run, open_monitoring(args, run))
-    say(f"server on {place(args)}: {describe(args)}; results in {run.folder.path}")
-    say(f"clients enter: {entered(args, credentials.hosts)}")
+    server = SERVERS[settings.mode](clients, strategy, settings, run, monitoring.observe(run))
+    say(introduce(args, run.folder.path, credentials.hosts))
     serve(server, args, credentials.certificates)
     if server.exit_code == 0:
         finish(run.folder)

@@ -7,13 +7,14 @@ import threading
 from types import SimpleNamespace
 
 from federation.config import Recipe
+from federation.operations.monitoring import Monitoring
 from federation.participants.client_manager import Participant, Refused, different_classes
 from federation.protocol import DataSummary
 from federation.security.credentials import ServerCredentials
 from federation.security.secret import proof
 from federation.server import admission, engine_app
 from federation.server.dispatch import RunFailed
-from federation.server.engine_app import EngineServer, NodeAdmission, components, read_run_config
+from federation.server.engine_app import EngineServer, NodeAdmission, make_app, read_run_config
 
 import pytest
 from helpers.fake_clients import FakeAdmission, FakeClient
@@ -345,7 +346,7 @@ def engine(tmp_path, monkeypatch):
 
     def start(*nodes, **values):
         config = {"rounds": 2, "join-timeout": 60.0, "run-dir": f"{tmp_path}/run", "dataset": "synthetic", **values}
-        server = EngineServer(config)
+        server = EngineServer(config, Monitoring)
         for node in nodes:
             server.clients.register(node)
         return server
@@ -389,7 +390,8 @@ def test_a_folder_that_holds_a_run_is_an_error_for_the_engine_and_not_its_end(en
 
 
 def test_an_app_has_its_rounds_from_the_run_config():
-    made = components(SimpleNamespace(run_config={"rounds": 7, "seed": ""}))
+    server_fn = make_app(Monitoring)._server_fn
+    made = server_fn(SimpleNamespace(run_config={"rounds": 7, "seed": ""}))
     assert made.config.num_rounds == 7
     assert isinstance(made.server, EngineServer)
 

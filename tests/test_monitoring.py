@@ -1,15 +1,25 @@
 """Looking at a run from outside: log file, page, Prometheus, gRPC's health service, and the line that clients enter."""
 
+import base64
+import http.client
 import json
 import re
-import urllib.error
-import urllib.request
+import shlex
+import socket
+import sys
+import time
 from types import SimpleNamespace
 
 from federation import console
+from federation.client import options as client_options
 from federation.console import leave_log, say, show_fault, start_log
-from federation.operations import monitoring
-from federation.operations.monitoring import LivePage, Metrics, check_ports, serve_page
+from federation.net import own_address
+from federation.operations.live_page import FIRST_PAUSE, LivePage
+from federation.operations.local_web import serve
+from federation.operations.metrics import Metrics
+from federation.operations.monitoring import Monitoring
+from federation.results import report
+from federation.results.report import finish
 from federation.results.run_folder import Run, RunFolder, recorder
 from federation.server import options
 from federation.server.grpc_server import SERVICE, Health
@@ -157,77 +167,207 @@ def run(tmp_path) -> Run:
 def test_the_page_is_there_from_round_0_and_reloads_itself_until_the_run_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda number: None)
     server = federation(tmp_path, [Learner(), Learner()], rounds=2)
-    path = tmp_path / "run/report.html"
+    path, seen = tmp_path / "run/report.html", []
     page = LivePage(SimpleNamespace(folder=server.folder, history=server.history))
-    seen: list[str] = []
     server.observers.add(page)
-    server.observers.add(SimpleNamespace(begin=lambda h: None, round=lambda r: seen.append(path.read_text()), end=id))
+    server.observers.add(
+        SimpleNamespace(begin=lambda h: None, round=lambda r: seen.append(path.read_text()), end=lambda code: None)
+    )
     server.federate()
     assert [text.count('http-equiv="refresh"') for text in seen] == [1, 1, 1]
     assert ["after round 1 of 2" in text for text in seen] == [False, True, False]
-    page.end(1)
+    finish(server.folder)
     assert 'http-equiv="refresh"' not in path.read_text()
 
 
-def get(port: int, path: str = "/", host: str = "") -> tuple[int, str, dict]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": host} if host else {})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=10) as answer:
-            return answer.status, answer.read().decode(), dict(answer.headers)
-    except urllib.error.HTTPError as error:
-        return error.code, "", {}
-
-
-def test_the_page_is_served_to_this_machine_alone_and_nothing_else_is(run):
-    port = free_port()
+def test_the_page_of_a_run_that_failed_stands_still(run):
     page = LivePage(run)
-    serve_page(page, port)
-    assert get(port)[:2] == (200, monitoring.WAITING.decode())
+    page.begin(run.history)
     page.round(run.history.rounds[-1])
-    status, text, headers = get(port)
+    page.end(1)
+    assert 'http-equiv="refresh"' not in (run.folder.path / "report.html").read_text()
+
+
+def test_a_run_that_fails_before_its_first_round_has_no_page(run):
+    run.history.rounds.clear()
+    page = LivePage(run)
+    page.end(1)
+    assert not (run.folder.path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_drawn_at_the_end_stands_still(run, monkeypatch, capsys):
+    run.folder.save_history(run.history)
+    page = LivePage(run)
+    page.round(run.history.rounds[-1])
+    monkeypatch.setattr(report, "pictures", no_matplotlib)
+    finish(run.folder)
+    assert 'http-equiv="refresh"' not in (run.folder.path / "report.html").read_text()
+    assert "no pictures (ImportError: no matplotlib)" in capsys.readouterr().out
+
+
+def no_matplotlib(*_: object) -> None:
+    raise ImportError("no matplotlib")
+
+
+def test_pictures_are_drawn_beside_the_run_and_seldom_enough_to_cost_a_tenth_of_a_processor(run, monkeypatch):
+    """Each drawing takes a second of the thread's time here, so that ten pass before the next."""
+    run.folder.save_history(run.history)
+    seconds, pauses, drawn = iter(range(100)), [], []
+    page = LivePage(run)
+    monkeypatch.setattr("federation.operations.live_page.time", SimpleNamespace(thread_time=lambda: next(seconds)))
+    monkeypatch.setattr(report, "pictures", lambda *_: drawn.append(len(drawn)) or {"accuracy": (b"light", b"dark")})
+    page._over.wait = lambda pause: pauses.append(pause) or page._due.set() or len(pauses) > 2
+    page.begin(run.history)
+    page._drawer.join(10)
+    assert pauses == [FIRST_PAUSE, 10, 10]
+    assert drawn == [0, 1]
+    picture = "data:image/png;base64," + base64.b64encode(b"light").decode()
+    assert picture in (run.folder.path / "report.html").read_text()
+    page.round(run.history.rounds[-1])
+    assert picture in (run.folder.path / "report.html").read_text()
+
+
+def test_without_matplotlib_the_page_goes_on_without_pictures_and_one_line_says_so(run, monkeypatch, capsys):
+    run.folder.save_history(run.history)
+    page = LivePage(run)
+    monkeypatch.setattr(report, "pictures", no_matplotlib)
+    monkeypatch.setattr("federation.operations.live_page.FIRST_PAUSE", 0.0)
+    page.begin(run.history)
+    page.round(run.history.rounds[-1])
+    page._drawer.join(10)
+    assert capsys.readouterr().out == "the page goes on without new pictures (ImportError: no matplotlib)\n"
+    assert (run.folder.path / "report.html").exists()
+
+
+def ask(port: int, path: str = "/", method: str = "GET", **headers: str) -> tuple[int, str, dict]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode(), dict(answer.headers)
+
+
+def arguments(**values: object) -> SimpleNamespace:
+    return SimpleNamespace(**{"tensorboard": None, "page": None, "metrics": None, **values})
+
+
+def test_the_page_is_served_to_this_machine_alone_and_nothing_else_is(run, capsys):
+    port = free_port()
+    monitoring = Monitoring(arguments(page=port))
+    assert capsys.readouterr().out == f"the run's page: http://127.0.0.1:{port}/\n"
+    assert "No round is done yet" in ask(port)[1]
+    observers = monitoring.observe(run)
+    assert "No round is done yet" in ask(port)[1]
+    observers.round(run.history.rounds[-1])
+    status, text, headers = ask(port)
     assert (status, "Federated run run" in text) == (200, True)
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
     assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
-    assert get(port, host=f"localhost:{port}")[0] == 200
-    for path in ("/history.json", "/../history.json", "/%2e%2e/x"):
-        assert get(port, path)[0] == 404
-    for host in (f"evil.org:{port}", "evil.org", f"127.0.0.1.evil.org:{port}"):
-        assert get(port, host=host)[0] == 403
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "Python" not in headers["Server"]
+    assert ask(port, method="HEAD")[:2] == (200, "")
+    assert ask(port, method="HEAD")[2]["Content-Length"] == str(len(text.encode()))
+    assert ask(port, Host=f"localhost:{port}")[0] == 200
+    for path in ("/history.json", "/../history.json", "/%2e%2e/x", "/?", "/report.html/"):
+        assert ask(port, path)[0] == 404
+    for host in (f"evil.org:{port}", "evil.org", f"127.0.0.1.evil.org:{port}", "", f"127.0.0.1@evil.org:{port}"):
+        assert ask(port, Host=host)[0] == 403
+    assert [ask(port, method=method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [501] * 4
+
+
+def test_only_this_machine_is_listened_to(run):
+    server = serve({}, free_port(), "--page")
+    assert server.server_address[0] == "127.0.0.1"
+    server.shutdown()
+    server.server_close()
 
 
 # Prometheus
 
 
-def test_prometheus_finds_the_newest_round_and_how_the_run_ended(run):
-    pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
+def values(text: str) -> dict[str, float]:
+    lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("federation_")]
+    return {name: float(value) for name, _, value in lines}
+
+
+@pytest.fixture
+def prometheus():
+    return pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
+
+
+def test_prometheus_finds_the_newest_round_and_how_the_run_ended(run, prometheus):
     port = free_port()
-    metrics = Metrics(port)
-    metrics.begin(run.history)
-    last = run.history.rounds[-1]
-    told = get(port, "/metrics")[1]
-    assert f"federation_round {float(last.round)}\n" in told
-    assert f'federation_metric{{name="accuracy"}} {last.metrics["accuracy"]}\n' in told
-    assert f"federation_received_bytes {float(sum(each.bytes_received for each in run.history.rounds))}" in told
-    assert f"federation_rejected {float(len(run.history.rejected))}\n" in told
-    assert "federation_exit_code -1.0\n" in told
-    metrics.end(0)
-    assert "federation_exit_code 0.0\n" in get(port, "/metrics")[1]
+    observers = Monitoring(arguments(metrics=port)).observe(run)
+    history, records = run.history, list(run.history.rounds)
+    history.config["run_id"] = "5b1f0c7e9a3d2468"
+    history.rounds.clear()
+    told = values(ask(port, "/metrics")[1])
+    assert told["federation_exit_code"] == -1
+    assert told['federation_events_total{event="join"}'] == 1  # before the first round
+    assert "federation_round" not in told
+    observers.begin(history)
+    for record in records:
+        history.rounds.append(record)
+        observers.round(record)
+    history.rejected.append({"round": 2, "partition": 1, "reason": "NaN"})
+    status, text, headers = ask(port, "/metrics")
+    told = values(text)
+    assert (status, headers["Content-Type"].partition(";")[0]) == (200, "text/plain")
+    assert (told["federation_round"], told["federation_planned_rounds"]) == (2, 2)
+    assert (told["federation_clients"], told["federation_planned_clients"]) == (2, 2)
+    assert told['federation_metric{name="accuracy"}'] == 1.0
+    assert told['federation_metric{name="loss"}'] == pytest.approx(1 / 3)
+    assert told["federation_round_seconds"] == 2
+    assert told["federation_received_bytes_total"] == 0 + 1000 + 2000
+    assert told["federation_rejected_updates_total"] == 1
+    assert abs(told["federation_round_timestamp_seconds"] - time.time()) < 60
+    assert 'run_id="5b1f0c7e9a3d2468"' in text
+    assert ask(port, "/")[0] == 404
+    assert ask(port, "/metrics", Host="evil.org")[0] == 403
+    observers.end(0)
+    assert values(ask(port, "/metrics")[1])["federation_exit_code"] == 0
 
 
-def test_without_its_package_or_with_a_taken_port_one_line_says_so(monkeypatch, capsys):
-    args = SimpleNamespace(address=f"127.0.0.1:{free_port()}", metrics=free_port(), page=None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        check_ports(args)
+def test_prometheus_own_parser_reads_all_of_it(run, prometheus):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    metrics = Metrics()
+    metrics.observe(run)
+    families = {each.name: each.type for each in text_string_to_metric_families(metrics.content()[1].decode())}
+    assert {name: families[name] for name in ("federation_round", "federation_received_bytes")} == {
+        "federation_round": "gauge",
+        "federation_received_bytes": "counter",
+    }
+
+
+def test_without_its_package_one_line_says_so_before_there_is_a_run(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(SystemExit) as end:
+        Monitoring(arguments(metrics=free_port()))
+    assert end.value.code == 1
     assert capsys.readouterr().err.endswith("install it: pip install prometheus-client\n")
 
 
-@pytest.mark.parametrize("flag", ["page", "metrics"])
-def test_a_port_that_is_none_is_one_line(flag, capsys):
+def test_a_port_that_another_program_has_is_one_line(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as end:
+        Monitoring(arguments(page=taken.getsockname()[1]))
+    assert end.value.code == 1
+    assert "can't be had (Address already in use); give another port\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--page", "70000"], "--page needs a port from 1 to 65535, got 70000"),
+        (["--metrics", "0"], "--metrics needs a port from 1 to 65535, got 0"),
+        (["--metrics", "8080"], "--metrics 8080 is the port of --address; give each its own"),
+        (["--page", "9000", "--metrics", "9000"], "--metrics 9000 is the port of --page; give each its own"),
+    ],
+)
+def test_a_port_that_cannot_be_is_wrong_use(flags, words, capsys):
     with pytest.raises(SystemExit) as end:
-        options.parse_args(None, [f"--{flag}", "70000"])
+        options.parse_args(None, flags)
     assert end.value.code == 2
-    assert capsys.readouterr().err.endswith(f"--{flag} needs a port from 1 to 65535, got 70000\n")
+    assert capsys.readouterr().err.endswith(f"{words}\n")
 
 
 # Health
@@ -264,20 +404,45 @@ TLS = ["--certificate", "c", "--private-key", "k", "--ca-certificate", "certific
 @pytest.mark.parametrize(
     ("flags", "hosts", "line"),
     [
-        ([], [], "python client.py --server 127.0.0.1:8080"),
-        (["--address", "[::1]:9000"], [], "python client.py --server '[::1]:9000'"),
+        ([], [], "--server 127.0.0.1:8080"),
+        (["--address", "[::1]:9000"], [], "--server '[::1]:9000'"),
         (
             ["--address", "0.0.0.0:8080", "--secret-file", "a/secret.txt", *TLS],
             ["fl.example.org", "192.0.2.7"],
-            "python client.py --server fl.example.org:8080 --ca-certificate ca.pem --secret-file secret.txt",
+            "--server fl.example.org:8080 --ca-certificate ca.pem --secret-file secret.txt",
         ),
         (
-            ["--address", "0.0.0.0:8080", "--insecure", "--members", "m"],
-            [],
-            "python client.py --server 198.51.100.7:8080 --identity FILE",
+            ["--address", "0.0.0.0:8080", "--members", "m", "--partitioner", "local", *TLS],
+            ["localhost", "192.0.2.7"],
+            "--server 192.0.2.7:8080 --dataset FOLDER --ca-certificate ca.pem --identity FILE",
         ),
+        (  # clients would find that the certificate is for another address
+            ["--address", "10.0.0.5:8080", "--secret-file", "secret.txt", *TLS],
+            ["fl.example.org"],
+            "--server fl.example.org:8080 --ca-certificate ca.pem --secret-file secret.txt",
+        ),
+        (["--address", "0.0.0.0:8080", "--insecure"], [], "--server 198.51.100.7:8080"),
+        (["--address", "[::]:8080", "--insecure"], [], "--server 198.51.100.7:8080"),
     ],
 )
-def test_at_start_the_server_says_what_a_client_enters(flags, hosts, line, monkeypatch):
+def test_at_start_the_server_says_what_a_client_enters(flags, hosts, line, monkeypatch, tmp_path):
+    monkeypatch.delenv("FEDERATION_SECRET", raising=False)
     monkeypatch.setattr(options, "own_address", lambda: "198.51.100.7")
-    assert options.entered(options.parse_args(None, flags), hosts) == line
+    said = options.introduce(options.parse_args(None, flags), tmp_path, hosts).splitlines()
+    assert said[1] == f"clients enter: python client.py {line}"
+    words = shlex.split(said[1])[4:]
+    assert client_options.parse_args(None, words).server == words[1]  # the client takes it
+
+
+def test_a_secret_of_the_environment_is_not_said_but_that_there_is_one_is(monkeypatch):
+    monkeypatch.setenv("FEDERATION_SECRET", "horse")
+    said = options.entered(options.parse_args(None, []), [])
+    assert said == "python client.py --server 127.0.0.1:8080, with the server's FEDERATION_SECRET"
+
+
+def test_the_own_address_is_one_of_this_machine_and_nothing_is_sent_to_find_it(monkeypatch):
+    sent = []
+    monkeypatch.setattr("socket.socket.send", lambda *_: sent.append(1))
+    with socket.socket() as one:
+        one.bind((own_address(), 0))  # another machine's would be refused
+    assert not sent

@@ -1,5 +1,6 @@
 """Make the pictures and the page of a run again, from the files in its folder alone."""
 
+import contextlib
 import functools
 import zipfile
 from pathlib import Path
@@ -38,6 +39,10 @@ def open_finished(path: str) -> tuple[RunFolder, History]:
     return folder, history
 
 
+PAGE = "report.html"
+Pictures = dict[str, tuple[bytes, bytes]]  # PNG by name, for a light and for a dark page
+
+
 def write(folder: RunFolder, show_images: bool = False) -> list[Path]:
     """Every picture that the files in the folder allow, and report.html: returns what it wrote.
 
@@ -45,8 +50,19 @@ def write(folder: RunFolder, show_images: bool = False) -> list[Path]:
 
     Raises OSError where the folder can't be written.
     """
-    path, history = folder.path, folder.load_history()
-    baseline, found = _read_baseline(path / "baseline.json"), _read_predictions(path / "predictions.npz", history)
+    history, baseline = folder.load_history(), _read_baseline(folder.path / "baseline.json")
+    shown = pictures(folder, history, baseline, show_images)
+    for name, (light, _) in shown.items():
+        write_whole(folder.path / f"{name}.png", functools.partial(_write, light))
+    write_page(folder, history, baseline, shown)
+    return [folder.path / name for name in (*(f"{name}.png" for name in shown), PAGE)]
+
+
+def pictures(
+    folder: RunFolder, history: History, baseline: Baseline | None = None, show_images: bool = False
+) -> Pictures:
+    """Half a second's work for two of them."""
+    found = _read_predictions(folder.path / "predictions.npz", history)
     drawings = {"accuracy": lambda theme: plots.metrics(history, baseline, theme)}
     if history.config.get("class_counts"):
         drawings["partitions"] = lambda theme: plots.partitions(history, theme)
@@ -54,25 +70,15 @@ def write(folder: RunFolder, show_images: bool = False) -> list[Path]:
         drawings["predictions"] = lambda theme: plots.predictions(history, found, theme)
     if found:
         drawings["confusion"] = lambda theme: plots.confusion(history, found, theme)
-    shown, written = {}, []
-    for name, draw in drawings.items():
-        light, dark = draw(LIGHT), draw(DARK)
-        shown[name] = light, dark
-        written.append(path / f"{name}.png")
-        write_whole(written[-1], functools.partial(_write, light))
-    written.append(path / "report.html")
-    text = html.run_page(path.resolve().name, history, baseline, shown)
-    write_whole(written[-1], functools.partial(_write, text.encode()))
-    return written
+    return {name: (draw(LIGHT), draw(DARK)) for name, draw in drawings.items()}
 
 
-def write_live(folder: RunFolder, history: History, reload: bool = True) -> None:
-    """report.html of a run that goes on, which the browser then reloads; without pictures, which take a second.
-
-    Raises OSError where the folder can't be written.
-    """
-    text = html.run_page(folder.path.resolve().name, history, None, {}, reload)
-    write_whole(folder.path / "report.html", functools.partial(_write, text.encode()))
+def write_page(
+    folder: RunFolder, history: History, baseline: Baseline | None, shown: Pictures, reload: bool = False
+) -> None:
+    """report.html with these pictures; with reload, browsers read it again every few seconds. Raises OSError."""
+    text = html.run_page(folder.path.resolve().name, history, baseline, shown, reload)
+    write_whole(folder.path / PAGE, functools.partial(_write, text.encode()))
 
 
 def _write(content: bytes, file: BinaryIO) -> None:
@@ -106,15 +112,17 @@ def finish(folder: RunFolder) -> None:
     """Draw what there is to see. The clients have gone on by now, and a run that can't be drawn is still done."""
     try:
         write(folder)
-        pictures = ", accuracy.png and report.html"
+        drawn = f", accuracy.png and {PAGE}"
     except Exception as error:  # matplotlib's installation or its cache, the disk: many kinds
         again = command_line("python", "-m", "federation.report", folder.path)
         say(f"no pictures ({type(error).__name__}: {error}); try again with: {again}")
-        pictures = ""
+        drawn = ""
+        with contextlib.suppress(OSError):
+            write_page(folder, folder.load_history(), None, {})  # else browsers would reload the last one for ever
     again = folder.load_history().repetition()
     if again:
         say(again)
-    say(f"done: model.safetensors (final weights), history.json{pictures} are in {folder.path}")
+    say(f"done: model.safetensors (final weights), history.json{drawn} are in {folder.path}")
 
 
 def main() -> None:

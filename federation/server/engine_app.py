@@ -5,15 +5,17 @@ import contextlib
 import io
 import threading
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 from federation.aggregation.strategy import STRATEGIES
 from federation.config import Recipe
 from federation.console import clean, say
 from federation.participants.client_manager import ClientManager, Participant, Refused, different_classes
 from federation.protocol import presence, read_hello, read_summary
-from federation.results.observers import open_observers
+from federation.results.observers import Observers
 from federation.results.report import finish
-from federation.results.run_folder import open_run, recorder
+from federation.results.run_folder import Run, open_run, recorder
 from federation.server.async_server import SERVERS
 from federation.server.dispatch import RunFailed
 from federation.server.options import describe, parse_args
@@ -21,12 +23,21 @@ from federation.server.options import describe, parse_args
 from flwr.app import Context
 from flwr.common import GetPropertiesIns
 from flwr.server import History as FlowerHistory
-from flwr.server import Server, ServerAppComponents, ServerConfig
+from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.client_proxy import ClientProxy
 
 FOR_NODES = ("dataset", "data-dir", "device", "threads")  # keys of the run config that are no flags of server.py
 RETRY_SECONDS = 10.0  # until a node that could not answer is asked again
 MANY = 1_000_000
+
+
+class Monitoring(Protocol):
+    """Who looks at a run: see federation/operations/monitoring.py, which this side may not import."""
+
+    def observe(self, run: Run) -> Observers: ...
+
+
+OpenMonitoring = Callable[[argparse.Namespace], Monitoring]
 
 
 class NodeAdmission(ClientManager):
@@ -116,8 +127,8 @@ class NodeAdmission(ClientManager):
 class EngineServer(Server):
     """What a ServerApp runs: the rounds of the scripts, once the first node has told how many there are."""
 
-    def __init__(self, run_config: dict) -> None:
-        self.run_config = run_config
+    def __init__(self, run_config: dict, open_monitoring: OpenMonitoring) -> None:
+        self.run_config, self.open_monitoring = run_config, open_monitoring
         # Read twice: wrong use must show at once, and how many clients there are is not known yet.
         args = read_run_config(run_config, clients=MANY)
         self.events: list[dict] = []
@@ -131,14 +142,14 @@ class EngineServer(Server):
             raise RunFailed(f"no node came within {self.join_timeout:g} s")
         args = read_run_config(self.run_config, clients=self.clients.num_partitions)
         try:
-            observers = open_observers(args.tensorboard)
+            monitoring = self.open_monitoring(args)
             run = open_run(args)
         except SystemExit:  # which would end the engine's process before it has told anybody
             raise RunFailed("the run can't begin; the line above says why") from None
         run.history.events = self.events
         say(f"server on a Flower engine: {describe(args)}; results in {run.folder.path.absolute()}")
         strategy = STRATEGIES[args.settings.strategy]
-        server = SERVERS[args.settings.mode](self.clients, strategy, args.settings, run, observers)
+        server = SERVERS[args.settings.mode](self.clients, strategy, args.settings, run, monitoring.observe(run))
         began = time.monotonic()
         server.federate()
         if server.exit_code:
@@ -172,7 +183,11 @@ def read_run_config(run_config: dict, clients: int) -> argparse.Namespace:
     return args
 
 
-def components(context: Context) -> ServerAppComponents:
-    """What a ServerApp's server_fn returns. Raises ValueError on wrong use."""
-    server = EngineServer(context.run_config)
-    return ServerAppComponents(server=server, config=ServerConfig(num_rounds=server.clients.recipe.rounds))
+def make_app(open_monitoring: OpenMonitoring) -> ServerApp:
+    """The server for `flwr run`. Where the run config can't be used, the app raises ValueError."""
+
+    def components(context: Context) -> ServerAppComponents:
+        server = EngineServer(context.run_config, open_monitoring)
+        return ServerAppComponents(server=server, config=ServerConfig(num_rounds=server.clients.recipe.rounds))
+
+    return ServerApp(server_fn=components)

@@ -100,24 +100,30 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     return args
 
 
-def place(args: argparse.Namespace) -> str:
-    """Where the server listens."""
-    return args.address + (" with TLS" if args.certificate else "")
+def introduce(args: argparse.Namespace, folder: Path, hosts: list[str]) -> str:
+    """What the server does, where, and what its clients enter."""
+    place = args.address + (" with TLS" if args.certificate else "")
+    return f"server on {place}: {describe(args)}; results in {folder}\nclients enter: {entered(args, hosts)}"
 
 
 def entered(args: argparse.Namespace, hosts: list[str]) -> str:
     """The command that a client enters, with an address by which others reach this machine.
 
-    hosts: the names in the server's certificate, if it has one.
+    hosts: the names and addresses in the server's certificate, if it has one; clients must call it by one of them.
     """
     host, port = parse_address(args.address)
-    if host in ("0.0.0.0", "::"):
-        host = hosts[0] if hosts else own_address()
+    everywhere = host in ("0.0.0.0", "::")
+    if hosts and host.lower() not in hosts:
+        host = next((one for one in hosts if everywhere and not is_loopback(one)), hosts[0])
+    elif everywhere:
+        host = own_address()
     flags = ["--server", join(host, port)]
+    flags += ["--dataset", "FOLDER"] if args.recipe.partitioner == "local" else []
     flags += ["--ca-certificate", Path(args.ca_certificate).name] if args.ca_certificate else []
     flags += ["--secret-file", Path(args.secret_file).name] if args.secret_file else []
     flags += ["--identity", "FILE"] if args.members else []
-    return command_line("python", "client.py", *flags)
+    secret = not args.secret_file and not args.members and os.environ.get("FEDERATION_SECRET")
+    return command_line("python", "client.py", *flags) + (", with the server's FEDERATION_SECRET" if secret else "")
 
 
 def describe(args: argparse.Namespace) -> str:
@@ -233,9 +239,15 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
     if args.max_message_mb > 2047:
         yield f"--max-message-mb can be 2047 at most (gRPC's limit), got {args.max_message_mb}"
     args.max_message_bytes = int(args.max_message_mb * 1_000_000)
-    for name in ("page", "metrics"):
-        if getattr(args, name) is not None and not 1 <= getattr(args, name) <= 65535:
-            yield f"--{name} needs a port from 1 to 65535, got {getattr(args, name)}"
+    taken = {port: "--address"}
+    for name, wanted in (("--page", args.page), ("--metrics", args.metrics)):
+        if wanted is None:
+            continue
+        if not 1 <= wanted <= 65535:
+            yield f"{name} needs a port from 1 to 65535, got {wanted}"
+        if wanted in taken:
+            yield f"{name} {wanted} is the port of {taken[wanted]}; give each its own"
+        taken[wanted] = name
     tls = [args.certificate, args.private_key, args.ca_certificate]
     if any(tls) and not all(tls):
         yield (
