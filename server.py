@@ -5,6 +5,7 @@ import argparse
 from federation.aggregation.strategy import STRATEGIES
 from federation.console import say
 from federation.net import check_port, keep_server_connections
+from federation.operations.introduction import introduce
 from federation.operations.monitoring import Monitoring
 from federation.operations.sweep import sweep
 from federation.process import allow_many_connections, exit_now, give_memory_back
@@ -15,7 +16,7 @@ from federation.server import engine_app
 from federation.server.admission import Admission
 from federation.server.async_server import SERVERS
 from federation.server.grpc_server import harden
-from federation.server.options import introduce, parse_args
+from federation.server.options import parse_args
 
 from flwr.server import Server, ServerConfig, start_server
 
@@ -26,7 +27,6 @@ def main() -> None:
     args = parse_args(__doc__)
     if args.sweep:
         sweep(args)
-    settings = args.settings
     credentials = ServerCredentials.load(args)
     check_port(args.address)
     monitoring = Monitoring(args)
@@ -38,12 +38,12 @@ def main() -> None:
         recorder(run.history.events),
         credentials=credentials,
         waiting_list=not args.no_waiting_list,
-        load_timeout=settings.round_timeout,
+        load_timeout=args.settings.round_timeout,
         classes=args.classes,
         max_message_bytes=args.max_message_bytes,
     )
-    strategy = STRATEGIES[settings.strategy]  # Flower's FedAvg unless --strategy names another
-    server = SERVERS[settings.mode](clients, strategy, settings, run, monitoring.observe(run))
+    strategy = STRATEGIES[args.settings.strategy]  # Flower's FedAvg unless --strategy names another
+    server = SERVERS[args.settings.mode](clients, strategy, args.settings, run, monitoring.observe(run))
     say(introduce(args, run.folder.path, credentials.hosts))
     serve(server, args, credentials.certificates)
     if server.exit_code == 0:

@@ -10,6 +10,7 @@ from federation.config import Recipe
 from federation.operations.monitoring import Monitoring
 from federation.participants.client_manager import Participant, Refused, different_classes
 from federation.protocol import DataSummary
+from federation.results.observers import Observers
 from federation.security.credentials import ServerCredentials
 from federation.security.secret import proof
 from federation.server import admission, engine_app
@@ -367,6 +368,17 @@ def test_a_run_on_nodes_ends_with_the_mean_of_their_updates(engine, tmp_path, ca
     assert history["config"]["clients"] == 2
     assert seconds >= 0
     assert "server on a Flower engine: " in capsys.readouterr().out
+
+
+def test_who_looks_at_a_run_is_told_of_it_on_an_engine_too(engine, tmp_path):
+    told = []
+    server = engine(Node(0), Node(1))
+    server.open_monitoring = lambda args: SimpleNamespace(observe=lambda run: told.append(run) or Observers([observer]))
+    observer = SimpleNamespace(begin=lambda _: None, round=lambda record: told.append(record.round), end=told.append)
+    server.fit(num_rounds=2, timeout=None)
+    assert told[0].folder.path == tmp_path / "run"
+    assert told[1:] == [0, 1, 2, 0]  # the rounds, and the exit code
+    assert told[0].history.events is server.events
 
 
 def test_a_run_that_fails_is_an_error_for_the_engine(engine):

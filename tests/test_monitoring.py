@@ -14,6 +14,7 @@ from federation import console
 from federation.client import options as client_options
 from federation.console import leave_log, say, show_fault, start_log
 from federation.net import own_address
+from federation.operations import introduction
 from federation.operations.live_page import FIRST_PAUSE, LivePage
 from federation.operations.local_web import serve
 from federation.operations.metrics import Metrics
@@ -421,14 +422,19 @@ TLS = ["--certificate", "c", "--private-key", "k", "--ca-certificate", "certific
             ["fl.example.org"],
             "--server fl.example.org:8080 --ca-certificate ca.pem --secret-file secret.txt",
         ),
+        (
+            ["--members", "members", "--secure-aggregation"],
+            [],
+            "--server 127.0.0.1:8080 --identity FILE --peers FILE",
+        ),
         (["--address", "0.0.0.0:8080", "--insecure"], [], "--server 198.51.100.7:8080"),
         (["--address", "[::]:8080", "--insecure"], [], "--server 198.51.100.7:8080"),
     ],
 )
 def test_at_start_the_server_says_what_a_client_enters(flags, hosts, line, monkeypatch, tmp_path):
     monkeypatch.delenv("FEDERATION_SECRET", raising=False)
-    monkeypatch.setattr(options, "own_address", lambda: "198.51.100.7")
-    said = options.introduce(options.parse_args(None, flags), tmp_path, hosts).splitlines()
+    monkeypatch.setattr(introduction, "own_address", lambda: "198.51.100.7")
+    said = introduction.introduce(options.parse_args(None, flags), tmp_path, hosts).splitlines()
     assert said[1] == f"clients enter: python client.py {line}"
     words = shlex.split(said[1])[4:]
     assert client_options.parse_args(None, words).server == words[1]  # the client takes it
@@ -436,7 +442,7 @@ def test_at_start_the_server_says_what_a_client_enters(flags, hosts, line, monke
 
 def test_a_secret_of_the_environment_is_not_said_but_that_there_is_one_is(monkeypatch):
     monkeypatch.setenv("FEDERATION_SECRET", "horse")
-    said = options.entered(options.parse_args(None, []), [])
+    said = introduction.entered(options.parse_args(None, []), [])
     assert said == "python client.py --server 127.0.0.1:8080, with the server's FEDERATION_SECRET"
 
 
