@@ -9,7 +9,7 @@ HALF = np.dtype(np.float16)  # 11 bits of precision; from 6e-8, below which a va
 
 
 class TooLarge(PublicError):
-    """A value beyond float16, which would arrive as infinite; the text says which array holds it."""
+    """A value beyond what travels, such as float16, where it would be infinite; the text says which array holds it."""
 
 
 def travels_as(dtype: np.dtype, compress: str) -> np.dtype:

@@ -3,14 +3,18 @@
 import json
 from dataclasses import asdict, replace
 
+from federation.compression import TooLarge
+from federation.config import Recipe
 from federation.console import PublicError
-from federation.privacy.masking import Masking, check_peers
+from federation.privacy.masking import Masking, Summed, check_peers, terms_of
+from federation.protocol import Assignment
 from federation.security import masks
 from federation.security.identity import Identity, public_line
 from federation.security.masks import (
     Distrust,
     Entry,
     OneTimeKey,
+    OtherClients,
     check_roster,
     decode,
     encode,
@@ -33,7 +37,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-RUN, SUBJECT = "0123456789abcdef", subject_of("0123456789abcdef", 1, "update", "00" * 32)
+RUN, TERMS = "0123456789abcdef", "11" * 32
+SUBJECT = subject_of(RUN, 1, "update", "00" * 32, TERMS)
 IDENTITIES = [Identity(Ed25519PrivateKey.from_private_bytes(bytes([i] * 32))) for i in range(1, 6)]
 START = [np.zeros(2, np.float32), np.array(0)]  # two weights, and a counter
 
@@ -67,49 +72,88 @@ def test_hkdf_is_rfc_5869s_and_the_mask_is_chacha20_under_its_key():
     key = HKDF(hashes.SHA256(), 32, None, b"info").derive(b"shared")
     stream = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor().update(bytes(8))
     words = [int.from_bytes(stream[i : i + 4], "little") for i in (0, 4)]
-    assert key_stream(b"shared", b"info", 2).tolist() == words
+    ((place, first),) = key_stream(b"shared", b"info", 2)
+    assert (place, first.tolist()) == ((0, 2), words)
+
+
+def test_a_mask_of_many_blocks_is_one_stream(monkeypatch):
+    whole = np.concatenate([part for _, part in key_stream(b"shared", b"info", 1000)])
+    monkeypatch.setattr(masks, "blocks", lambda size: ((start, min(start + 7, size)) for start in range(0, size, 7)))
+    assert np.concatenate([part for _, part in key_stream(b"shared", b"info", 1000)]).tolist() == whole.tolist()
 
 
 # Fixed point
 
 
 def test_numbers_travel_as_24_places_of_their_share_and_integers_as_8():
-    words = encode([np.float32([0.5, -0.5]), np.array(3)], loss=2.0, share=0.25)
-    assert words.tolist() == [2_097_152, 2**32 - 2_097_152, 192, 8_388_608, 4_194_304, 4_194_304]
-    assert len(words) == num_words(3)
+    words = encode([np.float32([0.5, -0.5]), np.array(3)], np.zeros(0), share=0.25)
+    assert words.tolist() == [2_097_152, 2**32 - 2_097_152, 192, 4_194_304, 4_194_304]
+    assert len(words) == num_words([np.zeros(2), np.array(3)], 0)
+
+
+def test_a_wide_number_is_two_words_the_lower_of_16_bits():
+    """A quarter of 2 is 2**23 units of 2**-24: 128 times 2**16. A quarter of -2**-20 is -4 units: -1 times 2**16, and
+    65532."""
+    words = encode([], np.float64([2, -(2.0**-20)]), share=0.25)
+    assert words.tolist() == [128, 2**32 - 1, 0, 65532, 4_194_304, 4_194_304]
+
+
+def total(*parts: tuple) -> np.ndarray:
+    """The sum of what clients encode, each (arrays, wide numbers, share)."""
+    return sum(encode(arrays, np.float64(wide), share) for arrays, wide, share in parts)
 
 
 def test_the_sum_of_shares_is_the_weighted_mean_and_wraps_around():
-    total = encode([np.float32([1, -100])], 4.0, 0.25) + encode([np.float32([3, -60])], 8.0, 0.75)
-    mean, loss = decode(total, [np.zeros(2, np.float32)])
-    assert mean[0].tolist() == [2.5, -70]
-    assert loss == 7.0
-    large = encode([np.float32([127])], 0.0, 0.5) + encode([np.float32([-127])], 0.0, 0.5)
-    assert decode(large, [np.zeros(1, np.float32)])[0][0].tolist() == [0]
+    added = total(([np.float32([1, -100])], [4.0], 0.25), ([np.float32([3, -60])], [8.0], 0.75))
+    mean, (loss,) = decode(added, [np.zeros(2, np.float32)], 1)
+    assert (mean[0].tolist(), loss) == ([2.5, -70], 7.0)
+    large = total(([np.float32([127])], [], 0.5), ([np.float32([-127])], [], 0.5))
+    assert decode(large, [np.zeros(1, np.float32)], 0)[0][0].tolist() == [0]
+
+
+def test_wide_numbers_are_summed_within_8_million():
+    added = total(([], [8e6, -8e6, 1e-6], 0.5), ([], [8e6, -8e6, 3e-6], 0.5))
+    assert decode(added, [], 3)[1] == pytest.approx([8e6, -8e6, 2e-6], abs=6e-8)
 
 
 def test_integers_keep_their_kind_and_are_rounded():
-    total = encode([np.array([7])], 0.0, 0.5) + encode([np.array([8])], 0.0, 0.5)
-    (mean,), _ = decode(total, [np.zeros(1, np.int64)])
+    (mean,), _ = decode(total(([np.array([7])], [], 0.5), ([np.array([8])], [], 0.5)), [np.zeros(1, np.int64)], 0)
     assert (mean.dtype, mean.tolist()) == (np.int64, [8])
 
 
 @pytest.mark.parametrize("value", [128.0, -128.0, float("nan"), float("inf")])
 def test_what_fixed_point_cannot_carry_is_named_before_anything_is_given(value):
-    with pytest.raises(PublicError, match=r"array 0 holds NaN, or more than the 128 that secure aggregation can carry"):
-        Masking(RUN, 0).seal([np.float32([value])], 0.0, 10)
+    with pytest.raises(TooLarge, match=r"^array 0 holds NaN, or more than the ±128 that secure aggregation can carry$"):
+        client(0).seal_update([np.float32([value])], 0.0, 10)
+
+
+def test_the_largest_numbers_of_a_thousand_clients_don_t_wrap():
+    """The share of each is rounded, in the worst case up: together half a thousand units."""
+    largest = np.float64([(masks.UNITS - 1) / 2**24])
+    masks.check_range([largest], np.zeros(0))
+    mean, _ = decode(encode([largest], np.zeros(0), 1 / 1000) * np.uint32(1000), [largest], 0)
+    assert mean[0] == pytest.approx(largest, abs=1e-4)
 
 
 def test_a_sum_in_which_the_shares_are_not_one_is_none():
-    assert decode(encode(START, 0.0, 0.5), START) is None
-    assert decode(encode(START, 0.0, 0.5) + encode(START, 0.0, 0.5), START) is not None
+    assert decode(total((START, [], 0.5)), START, 0) is None
+    assert decode(total((START, [], 0.5), (START, [], 0.5)), START, 0) is not None
 
 
 def test_statistics_are_summed_as_moments_and_the_variance_is_the_mixtures():
     """Of two clients with one value each, 1 and 3: mean 2, variance 1, though each alone has variance 0."""
     one, other = (to_moments([np.float32([value]), np.float32([0])]) for value in (1, 3))
-    mean, variance = from_moments([(a + b) / 2 for a, b in zip(one, other, strict=True)], [np.zeros(1, np.float32)] * 2)
+    assert (one.tolist(), other.tolist()) == ([1, 1], [3, 9])
+    mean, variance = from_moments((one + other) / 2, [np.zeros(1, np.float32)] * 2)
     assert (mean.tolist(), variance.tolist(), variance.dtype) == ([2], [1], np.float32)
+
+
+def test_a_loss_that_is_no_number_is_the_clients_failure_and_a_huge_one_is_cut():
+    with pytest.raises(PublicError, match="its training loss is nan"):
+        client(0).seal_update(START, float("nan"), 10)
+    one = client(0)
+    one.seal_update(START, 1e30, 10)
+    assert one._sealed.wide == pytest.approx(8.3e6, rel=0.01)
 
 
 # Masks
@@ -151,7 +195,13 @@ def test_another_round_model_or_roster_gives_other_masks():
     roster = entries(keys)
     zero = np.zeros(4, np.uint32)
     usual = keys[0].mask(zero, roster[0], roster, SUBJECT)
-    for subject in (subject_of(RUN, 2, "update", "00" * 32), subject_of(RUN, 1, "update", "01" * 32)):
+    for subject in (
+        subject_of(RUN, 2, "update", "00" * 32, TERMS),
+        subject_of(RUN, 1, "update", "01" * 32, TERMS),
+        subject_of(RUN, 1, "update", "00" * 32, "22" * 32),
+        subject_of(RUN, 1, "statistics", "00" * 32, TERMS),
+        subject_of("fedcba9876543210", 1, "update", "00" * 32, TERMS),
+    ):
         assert (keys[0].mask(zero, roster[0], roster, subject) != usual).all()
     assert (keys[0].mask(zero, roster[0], [*roster[:2], replace(roster[2], examples=5)], SUBJECT) != usual).all()
 
@@ -167,32 +217,44 @@ def test_a_key_of_small_order_with_which_all_would_know_the_mask_is_refused():
 # The lying server
 
 
-class Sealed:
-    """Three clients that have trained, and what each would mask."""
+RECIPE = Recipe(secure_aggregation=True)
+CLASSES = ["cat", "dog"]
 
-    def __init__(self, number: int = 3, peers=None, rounds: tuple = (1, 1, 1, 1, 1), models: tuple = ()):
-        self.clients = [Masking(RUN, i, IDENTITIES[i], peers) for i in range(number)]
-        self.told = []
-        for i, client in enumerate(self.clients):
-            client.begin(rounds[i], "update", models[i] if models else START)
-            self.told.append(client.seal([np.float32([i, 0]), np.array(i)], 1.0, 100))
+
+def client(number: int, *, run: str = RUN, recipe: Recipe = RECIPE, told: dict | None = None, **more) -> Masking:
+    """One that has begun to train: in round 1 from START, unless told otherwise."""
+    told = {"server_round": 1, "clients_on_host": number, "model": START, **(told or {})}
+    one = Masking(Assignment(number, 5, recipe, run_id=run), IDENTITIES[number], **more)
+    one.begin("update", told.pop("model"), CLASSES, told)
+    return one
+
+
+class Sealed:
+    """Clients that have trained, and what each would mask. last: what the last one was told otherwise."""
+
+    def __init__(self, number: int = 3, last: dict | None = None, summed: list | None = None, **more):
+        summed = summed or [Summed() for _ in range(number)]
+        self.clients = [client(i, summed=summed[i], **more) for i in range(number - 1)]
+        self.clients.append(client(number - 1, summed=summed[-1], **{**more, **(last or {})}))
+        self.told = [one.seal_update([np.float32([i, 0]), np.array(i)], 1.0, 100) for i, one in enumerate(self.clients)]
+        self.summed = summed
 
     @property
     def roster(self) -> list[dict]:
         return [dict(each) for each in self.told]
 
     def sum(self, roster: list[dict]) -> np.ndarray:
-        return sum(client.mask(json.dumps(roster)) for client in self.clients)
+        return sum(one.mask(json.dumps(roster)) for one in self.clients)
 
 
 def test_an_honest_server_gets_the_mean():
     sealed = Sealed()
-    mean, loss = decode(sealed.sum(sealed.roster), START)
+    mean, (loss,) = decode(sealed.sum(sealed.roster), START, 1)
     assert mean[0] == pytest.approx([1, 0], abs=1e-6)
     assert (mean[1].tolist(), loss) == (1, pytest.approx(1, abs=1e-6))
 
 
-SIGNED = "client 2 did not sign for this round and model"
+SIGNED = "client 2 did not sign for this round, model and recipe"
 NOT_ME = "the server's roster does not have this client as it signed"
 TWICE = "the server's roster names a key twice"
 FEW = "clients would tell too much; it takes 3"
@@ -214,10 +276,11 @@ LIES = {
     ),
     "a key twice": (lambda r: [r[0], r[1], {**r[1], "partition": 2}], "the server's roster names a key twice"),
     "other examples": (third(examples=10**6), SIGNED),
-    "another partition": (third(partition=7), SIGNED.replace("2", "7")),
+    "another partition": (third(partition=4), SIGNED.replace("2", "4")),
     "another one-time key": (third(key=fixed_keys(5)[4].public), SIGNED),
     "another's signature": (lambda r: [*r[:2], {**r[2], "signature": r[1]["signature"]}], SIGNED),
     "another identity": (third(identity=IDENTITIES[4].public), SIGNED),
+    "a client that the run does not have": (third(partition=9), "the server's roster names client 9 of 5"),
 }
 
 
@@ -229,16 +292,39 @@ def test_a_lie_gives_the_server_its_reason_and_nothing_else(change, words):
     assert refusal.value.public == words
 
 
-OTHER = [np.ones(2, np.float32), np.array(0)]
+DIFFERENT = {
+    "round": {"told": {"server_round": 2}},
+    "model": {"told": {"model": [np.ones(2, np.float32), np.array(0)]}},
+    "run": {"run": "fedcba9876543210"},
+    "learning rate": {"recipe": Recipe(secure_aggregation=True, learning_rate=1e-30)},
+    "clipping": {"told": {"max_update_norm": 1e-30}},
+    "part of the run": {"told": {"start": 0.9, "end": 1.0}},
+}
+
+
+@pytest.mark.parametrize("last", DIFFERENT.values(), ids=DIFFERENT)
+def test_clients_that_were_told_different_things_give_no_sum(last):
+    """Of a client that trained with no step to speak of, the server knows the update: the model that it sent."""
+    sealed = Sealed(last=last)
+    for one in sealed.clients:
+        with pytest.raises(Distrust, match=r"client \d did not sign for this round, model and recipe"):
+            one.mask(json.dumps(sealed.roster))
+
+
+def test_clients_on_machines_of_different_loads_are_told_the_same():
+    sealed = Sealed(last={"told": {"clients_on_host": 9, "in_pieces": True}})
+    assert decode(sealed.sum(sealed.roster), START, 1)
 
 
 @pytest.mark.parametrize(
-    "different", [{"rounds": (1, 1, 2)}, {"models": (START, START, OTHER)}], ids=["round", "model"]
+    "change", [{"num_partitions": 9}, {"classes": ("cat", "fox")}, {"statistics_json": '{"age": [1, 2]}'}]
 )
-def test_clients_that_were_given_another_round_or_model_give_no_sum(different):
-    sealed = Sealed(**different)
-    with pytest.raises(Distrust, match="client 2 did not sign for this round and model"):
-        sealed.clients[0].mask(json.dumps(sealed.roster))
+def test_the_number_of_partitions_classes_and_scales_are_among_the_terms(change):
+    usual = Assignment(0, 3, RECIPE, statistics_json='{"age": [0, 1]}')
+    told = {"participants": 3}
+    same = terms_of(replace(usual, partition=2, classes=("cat", "dog")), ["dog"], told)
+    assert terms_of(usual, CLASSES, told) == same
+    assert terms_of(replace(usual, **change), CLASSES, told) != same
 
 
 def test_an_update_is_masked_once():
@@ -247,20 +333,63 @@ def test_an_update_is_masked_once():
     with pytest.raises(Distrust, match="asks for an update that was masked before, or never trained"):
         sealed.clients[0].mask(json.dumps(sealed.roster))
     with pytest.raises(Distrust, match="masked before, or never trained"):
-        Masking(RUN, 0).mask("[]")
+        client(0).mask("[]")
 
 
-def test_the_same_round_again_is_summed_with_the_same_clients_only():
+def test_an_update_is_forgotten_once_another_model_comes_in():
+    """The arrays of a large one are the network's own: the server would know what the next model made of them."""
+    sealed = Sealed()
+    sealed.clients[0].forget()
+    with pytest.raises(Distrust, match="masked before, or never trained"):
+        sealed.clients[0].mask(json.dumps(sealed.roster))
+
+
+AGAIN = {
+    "the same round": {},
+    "the same round from a model that is changed a little": {"told": {"model": [START[0] + 1e-6, START[1]]}},
+    "the same training in another run": {"run": "fedcba9876543210"},
+}
+
+
+@pytest.mark.parametrize("told", AGAIN.values(), ids=AGAIN)
+def test_a_training_is_summed_again_with_the_same_clients_only(told):
     """Else the difference of the two sums would be one client's update."""
-    sealed = Sealed(4)
-    for client in sealed.clients:
-        client.mask(json.dumps(sealed.roster))
-    again = Sealed(4)
-    for client, old in zip(again.clients, sealed.clients, strict=True):
-        client._summed = old._summed
-    with pytest.raises(Distrust, match="the same sum again with other clients, which would tell the difference"):
+    first = Sealed(4)
+    first.sum(first.roster)
+    fewer = Sealed(4, summed=first.summed, **told)
+    with pytest.raises(OtherClients, match="in this sum with other clients before"):
+        fewer.clients[0].mask(json.dumps(fewer.roster[:3]))
+    assert fewer.sum(fewer.roster).size == num_words(START, 1)
+
+
+def test_another_round_of_the_run_may_have_other_clients():
+    first = Sealed(4)
+    first.sum(first.roster)
+    later = Sealed(4, summed=first.summed, told={"server_round": 2, "model": [START[0] + 1, START[1]]})
+    assert later.clients[0].mask(json.dumps(later.roster[:3])).size == num_words(START, 1)
+
+
+def test_with_whom_a_client_was_summed_survives_its_restart(tmp_path):
+    first = Sealed(4, summed=[Summed.load(tmp_path, identity) for identity in IDENTITIES[:4]])
+    first.sum(first.roster)
+    again = Sealed(4, summed=[Summed.load(tmp_path, identity) for identity in IDENTITIES[:4]])
+    with pytest.raises(OtherClients):
         again.clients[0].mask(json.dumps(again.roster[:3]))
-    assert again.clients[0].mask(json.dumps(again.roster)).size == num_words(3)
+    assert "update 1 of run 0123456789abcdef" in next(iter(tmp_path.iterdir())).read_text()
+
+
+def test_a_damaged_list_of_sums_is_one_line_and_not_an_empty_list(tmp_path, capsys):
+    (tmp_path / f"summed-{IDENTITIES[0].public[:16]}.json").write_text("[")
+    with pytest.raises(SystemExit) as end:
+        Summed.load(tmp_path, IDENTITIES[0])
+    assert end.value.code == 1
+    assert "it says with whom this client's updates were summed; put it back, or remove it" in capsys.readouterr().err
+
+
+def test_where_the_list_of_sums_cant_be_written_nothing_is_given(tmp_path):
+    sealed = Sealed(summed=[Summed(tmp_path / "none" / "summed.json") for _ in range(3)])
+    with pytest.raises(PublicError, match=r"it can't write down with whom it is summed \(No such file or directory\)"):
+        sealed.clients[0].mask(json.dumps(sealed.roster))
 
 
 def test_with_peers_nobody_else_is_in_the_sum(tmp_path):
@@ -271,7 +400,7 @@ def test_with_peers_nobody_else_is_in_the_sum(tmp_path):
     with pytest.raises(Distrust, match="the key of client 2 is not in this client's --peers"):
         sealed.clients[0].mask(json.dumps(sealed.roster))
     path.write_text("".join(f"{public_line(IDENTITIES[i].public)} h{i}\n" for i in range(3)))
-    assert sealed.clients[0].mask(json.dumps(sealed.roster)).size == num_words(3)
+    assert sealed.clients[0].mask(json.dumps(sealed.roster)).size == num_words(START, 1)
 
 
 def test_with_peers_a_client_takes_part_in_nothing_else(tmp_path):
@@ -283,12 +412,35 @@ def test_with_peers_a_client_takes_part_in_nothing_else(tmp_path):
     check_peers(None, secure=False)
 
 
+def test_a_policy_that_asks_for_five_participants_gets_no_sum_of_four():
+    sealed = Sealed(4, least=5)
+    with pytest.raises(Distrust, match="a sum of 4 clients would tell too much; it takes 5"):
+        sealed.clients[0].mask(json.dumps(sealed.roster))
+
+
+def test_who_has_nearly_all_examples_is_told_that_the_sum_is_its_own(capsys):
+    keys = fixed_keys()
+    for examples, said in ((100, False), (10_000, True)):
+        one = client(0)
+        own = one.seal_update(START, 1.0, examples)
+        others = [e for e in entries(keys, one._subject) if e.partition]
+        one.mask(json.dumps([own, *map(asdict, others)]))
+        words = "warning: 98% of the examples in this sum are this client's: it is nearly its own update\n"
+        assert (words in capsys.readouterr().out) == said
+
+
+def test_arrays_with_infinities_are_constant_and_don_t_travel():
+    start = [np.float32([0, -np.inf]), np.zeros(2, np.float32)]
+    one = client(0, told={"model": start})
+    one.seal_update([start[0], np.float32([1, 2])], 1.0, 10)
+    assert [array.tolist() for array in one._sealed.arrays] == [[0, 0], [1, 2]]
+
+
 def test_after_a_training_the_network_itself_is_not_to_be_had():
-    client = Masking(RUN, 0)
-    client.check_open()
-    client.begin(1, "update", START)
+    one = Masking(Assignment(0, 3, RECIPE))
+    one.check_open()
     with pytest.raises(Distrust, match="asks for the network itself, after a training"):
-        client.check_open()
+        client(0).check_open()
 
 
 # Whatever bytes

@@ -2,19 +2,24 @@
 
 import json
 import signal
+import threading
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from federation.aggregation.strategy import STRATEGIES
 from federation.client.session import Session
 from federation.config import Recipe
-from federation.pieces import InPieces, hash_arrays
+from federation.pieces import InPieces
 from federation.protocol import Assignment, read_summary
 from federation.results.history import History
 from federation.results.run_folder import Run, RunFolder
 from federation.results.tables import who_learns_what
+from federation.security.audit import open_audit
+from federation.security.audit_check import compare, read_record
 from federation.security.identity import Identity
-from federation.server import options
+from federation.server import grpc_server, options
 from federation.server.engine_app import read_run_config
 from federation.server.rounds import FederatedServer
 from federation.server.settings import ServerSettings
@@ -35,33 +40,61 @@ from helpers import in_process
 from helpers.in_process import no_disk  # noqa: F401 (used by every test)
 from helpers.processes import Federation
 
-OK = Status(Code.OK, "")
+OK, RUN = Status(Code.OK, ""), "0123456789abcdef"
 START = [np.zeros(2, np.float32), np.ones(1, np.float32), np.array(0)]
 
 
 class Learner:
-    """Adds its step to the weights; what a session asks of a client."""
+    """Adds its step to the weights; keeps them in place, as a network does. What a session asks of a client.
 
-    num_test, buffer_positions = 10, (1, 2)
+    batchnorm: mean and variance that it measures on any model, for one with BatchNorm.
+    """
 
-    def __init__(self, step: float, examples: int = 10) -> None:
+    num_test, buffer_positions, start = 10, (1, 2), START
+
+    def __init__(self, step: float, examples: int = 10, batchnorm: tuple[float, float] | None = None) -> None:
         self.step, self.num_train, self.class_counts = step, examples, (examples - 5, 5)
-        self.trained = 0
+        self.trained = self.measured = 0
+        if batchnorm:
+            self.statistics, self.buffer_positions, self.batchnorm_positions = batchnorm, (1, 2, 3), (1, 2)
+            self.start = [START[0], np.zeros(1, np.float32), START[1], START[2]]
+        self.weights = [array.copy() for array in self.start]
 
     def get_parameters(self, config: dict) -> list[np.ndarray]:
-        return START
+        return list(self.weights) if "in_pieces" in config else [array.copy() for array in self.weights]
+
+    def set_parameters(self, parameters: list[np.ndarray]) -> None:
+        for own, new in zip(self.weights, parameters, strict=True):
+            own[...] = new
 
     def fit(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        self.set_parameters(parameters)
         self.trained += 1
-        new = [parameters[0] + np.float32(self.step), parameters[1] * np.float32(0.5), parameters[2] + 1]
-        return new, self.num_train, {"train_loss": float(self.step)}
+        self.weights[0] += np.float32(self.step)
+        self.weights[-2] *= np.float32(0.5)
+        self.weights[-1] += 1
+        return self.get_parameters(config), self.num_train, {"train_loss": float(self.step), "train_f1": 0.5}
+
+    def measure(self, parameters: list[np.ndarray], config: dict) -> tuple[list[np.ndarray], int, dict]:
+        self.set_parameters(parameters)
+        self.measured += 1
+        return [np.float32([value]) for value in self.statistics], self.num_train, {}
 
     def evaluate(self, parameters: list[np.ndarray], config: dict) -> tuple[float, int, dict]:
-        return 1.0, self.num_test, {"accuracy": float(parameters[0][0])}
+        self.set_parameters(parameters)
+        return 1.0, self.num_test, {"accuracy": float(self.weights[0][0])}
 
 
 class Proxy(in_process.Proxy):
-    """Asks a session as Flower's proxy asks it over gRPC. broken: what it is asked when its connection breaks, once."""
+    """Asks a session as the server's own proxy asks it over gRPC.
+
+    broken: what it is asked when its connection breaks, once; or, with "!", when it goes silent.
+    """
+
+    pieces = grpc_server.Proxy.pieces
+    _in_pieces, _fetch, _properties = (
+        getattr(grpc_server.Proxy, name) for name in ("_in_pieces", "fetch", "_properties")
+    )
 
     def __init__(self, session: Session, broken: str = "") -> None:
         super().__init__(session)
@@ -72,53 +105,61 @@ class Proxy(in_process.Proxy):
         if self.broken == what:
             self.broken = ""
             raise ConnectionError
+        if self.broken == f"{what}!":
+            self.broken = ""
+            threading.Event().wait(2)
 
     def get_properties(self, ins, timeout, group_id):
         self._break(ins.config["ask"])
-        return GetPropertiesRes(OK, self.session.get_properties(dict(ins.config)))
+        told = self.session.get_properties(dict(ins.config))
+        self.seen.append(told)
+        return GetPropertiesRes(OK, told)
 
     def get_parameters(self, ins, timeout, group_id):
         return GetParametersRes(OK, ndarrays_to_parameters(self.session.get_parameters(dict(ins.config))))
 
     def fit(self, ins, timeout, group_id):
-        self._break("fit")
+        if isinstance(ins.parameters, InPieces):
+            return self._in_pieces(ins, timeout)
+        self._break("measure" if "measure" in ins.config else "fit")
         weights, examples, metrics = self.session.fit(parameters_to_ndarrays(ins.parameters), dict(ins.config))
         self.seen += [weights, metrics]
         return FitRes(OK, ndarrays_to_parameters(weights), examples, metrics)
 
     def evaluate(self, ins, timeout, group_id):
+        if isinstance(ins.parameters, InPieces):
+            return self._in_pieces(ins, timeout)
         loss, examples, metrics = self.session.evaluate(parameters_to_ndarrays(ins.parameters), dict(ins.config))
         return EvaluateRes(OK, loss, examples, metrics)
 
     def fetch(self, what, like, model, deadline):
         self._break("fetch")
-        ((shape, dtype),) = like
-        size = int(np.prod(shape)) * dtype.itemsize
-        question = {"ask": "fetch", "what": what, "start": 0, "stop": size}
-        content = self.session.get_properties(question)["content"]
-        array = np.frombuffer(content, dtype).reshape(shape)
-        self.seen.append(array)
-        return InPieces(arrays=[array], sha256=hash_arrays([array]))
+        return self._fetch(what, like, model, deadline)
 
 
 class Clients(in_process.Clients):
-    """Sessions that have joined; who is lost comes back at once with the same session, or never."""
+    """Sessions that have joined; who is lost comes back at once, with the same session or a new one, or never."""
+
+    audits: Path | None = None  # where they keep their records
+    restarted = False  # whether who comes back is another process
 
     def __init__(self, learners: list[Learner], recipe: Recipe, events: list, broken: dict | None, back: bool):
-        self.learners, self.broken = learners, broken or {}
+        self.learners, self.broken = learners, dict(broken or {})
         super().__init__(learners, recipe, events, back)
 
     def join(self, partition: int, learner) -> None:
-        proxy = learner if isinstance(learner, Proxy) else None
+        proxy = learner if isinstance(learner, Proxy) and not self.restarted else None
         if proxy is None:
-            session = Session(lambda assignment: self.learners[partition], ["cat", "dog"])
-            proxy = Proxy(session, self.broken.get(partition, ""))
+            files = {} if self.audits is None else {"open_audit": partial(open_audit, self.audits, None)}
+            session = Session(lambda assignment: self.learners[partition], ["cat", "dog"], **files)
+            proxy = Proxy(session, self.broken.pop(partition, ""))
             proxy.learner = proxy
             session.get_properties({"ask": "hello", "nonce": "n"})
             place = {"ask": "place", "partition": partition, "num_partitions": len(self.learners)}
-            told = session.get_properties({**place, "recipe": self.recipe.to_json(), "run": "0123456789abcdef"})
-            proxy.summary = read_summary(told)
-        one = in_process.Participant(partition, proxy, f"instance of {partition}", "here", ["cat", "dog"])
+            told = session.get_properties({**place, "recipe": self.recipe.to_json(), "run": RUN})
+            positions = json.loads(told.pop("batchnorm"))  # known of clients that say what their task is
+            proxy.summary = replace(read_summary(told), batchnorm=positions)
+        one = in_process.Participant(partition, proxy, proxy.session.instance, "here", ["cat", "dog"])
         one.summary, one.ready = proxy.summary, True
         one.train_examples, one.test_examples = one.summary.train_examples, one.summary.test_examples
         with self.changed:
@@ -128,18 +169,33 @@ class Clients(in_process.Clients):
 
 
 def federation(
-    folder: Path, learners: list[Learner], *, broken: dict | None = None, back: bool = True, **values: object
+    folder: Path,
+    learners: list[Learner],
+    *,
+    broken: dict | None = None,
+    back: bool = True,
+    resumed: Clients | None = None,
+    **values: object,
 ) -> FederatedServer:
+    """resumed: the clients of a server that is no more, whose run goes on."""
     usual = {"rounds": 2, "clients": len(learners), "min_clients": min(3, len(learners)), "secure_aggregation": True}
     usual |= {"rejoin_wait": 0.0, "join_timeout": 0.2, "round_timeout": 5.0, "outlier_factor": 0.0}
     values = {**usual, **values}
     recipe = Recipe(**{name: value for name, value in values.items() if name in Recipe.names()})
     settings = ServerSettings(**{name: value for name, value in values.items() if name in ServerSettings.names()})
     run_folder = RunFolder(folder / "run")
-    run_folder.create()
-    run = Run(run_folder, History({**vars(recipe), **vars(settings)}))
-    clients = Clients(learners, recipe, run.history.events, broken, back)
+    if resumed:
+        checkpoint = run_folder.load_checkpoint()
+        run, clients = Run(run_folder, checkpoint.history, checkpoint), resumed
+    else:
+        run_folder.create()
+        run = Run(run_folder, History({**vars(recipe), **vars(settings), "run_id": RUN}))
+        clients = Clients(learners, recipe, run.history.events, broken, back)
     return FederatedServer(clients, STRATEGIES[settings.strategy], settings, run)
+
+
+def bits(server: FederatedServer) -> list[bytes]:
+    return [array.tobytes() for array in server.weights]
 
 
 def three(sizes: tuple = (10, 20, 10)) -> list[Learner]:
@@ -154,15 +210,15 @@ def test_the_model_is_the_weighted_mean_and_the_server_sees_no_update(tmp_path, 
     assert server.weights[0] == pytest.approx([4.5, 4.5], abs=1e-6)
     assert (server.weights[1].tolist(), server.weights[2].tolist()) == ([0.25], 2)
     record = server.history.rounds[-1]
-    assert (record.clients, record.bytes_received) == (3, 3 * 4 * (4 + 3))
+    assert (record.clients, record.bytes_received) == (3, 3 * 4 * (4 + 4))  # four numbers; loss and proof
     assert record.train_metrics["train_loss"] == pytest.approx(2.25, abs=1e-6)
     assert record.by_client["weight"] == {"0": 0.25, "1": 0.5, "2": 0.25}
     for one in server.clients.ready():
-        arrays = [each for each in one.client.seen if isinstance(each, np.ndarray)]
-        assert [array.dtype for array in arrays] == [np.uint32] * 2
         assert [each for each in one.client.seen if isinstance(each, list)] == [[], []]
-        metrics = [each for each in one.client.seen if isinstance(each, dict)]
-        assert {name for each in metrics for name in each} == {"partition", "examples", "key", "identity", "signature"}
+        told = [each for each in one.client.seen if isinstance(each, dict)]
+        entry = {"partition", "examples", "key", "identity", "signature"}
+        assert [set(each) for each in told] == [entry, set(), {"content"}] * 2
+        assert [len(each["content"]) for each in told[2::3]] == [4 * (4 + 4)] * 2
         assert one.summary.class_counts == []
 
 
@@ -226,7 +282,7 @@ def test_a_number_that_cannot_be_summed_costs_its_client_and_no_round(tmp_path, 
     server = federation(tmp_path, learners, back=False, rounds=1)
     server.federate()
     assert server.exit_code == 0
-    assert "client 3 left out: it says: array 0 holds NaN, or more than the 128 that" in capsys.readouterr().out
+    assert "client 3 left out: it says: array 0 holds NaN, or more than the ±128 that" in capsys.readouterr().out
 
 
 def test_an_update_that_ruins_the_sum_is_found_by_the_evaluation_and_the_model_stays(tmp_path, capsys):
@@ -271,8 +327,162 @@ def test_a_server_that_forgot_whom_it_asked_gets_no_second_sum_and_loses_nobody(
 def _forget(usual, config, session):
     """In round 1 each was in this sum before, with another."""
     if config["ask"] == "mask" and session.masking.round == 1:
-        session.masking._summed[session.masking._subject] = frozenset({"another"})
+        session.summed._with = dict.fromkeys(session.masking._trainings, "others")
     return usual(config)
+
+
+def test_a_client_that_goes_silent_before_it_masks_is_given_up_after_the_round_timeout(tmp_path, capsys):
+    quiet, silent = (
+        federation(tmp_path / "quiet", three()),
+        federation(tmp_path / "silent", three(), broken={2: "mask!"}, round_timeout=0.3),
+    )
+    quiet.federate(), silent.federate()
+    assert silent.exit_code == 0
+    assert bits(silent) == bits(quiet)
+    assert "client 2 did not answer within 0.3 s (--round-timeout)" in capsys.readouterr().out
+
+
+def test_a_client_that_is_started_again_makes_a_new_key_and_the_sum_is_the_same(tmp_path):
+    """Whose keys are as the server gives them is known by its place."""
+    quiet, broken = federation(tmp_path / "quiet", three()), federation(tmp_path / "lost", three(), broken={1: "mask"})
+    broken.clients.restarted = True
+    quiet.federate(), broken.federate()
+    assert (broken.exit_code, bits(broken)) == (0, bits(quiet))
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing is said or written after it."""
+
+
+@pytest.mark.parametrize("moment", ["fit", "sum", "checkpoint"])
+def test_a_server_that_is_killed_in_any_phase_and_resumed_gives_the_bits_of_a_quiet_run(moment, tmp_path, monkeypatch):
+    quiet, killed = federation(tmp_path / "quiet", three()), federation(tmp_path / "killed", three())
+    quiet.federate()
+    count, dying = [0], True
+
+    def die(usual, *args):
+        count[0] += 1
+        if dying and count[0] == 2:  # of two rounds; of three checkpoints
+            raise Killed
+        return usual(*args)
+
+    where = {
+        "fit": (killed.dispatcher, "fit"),
+        "sum": (killed.dispatcher, "ask_each"),
+        "checkpoint": (killed.folder, "save_checkpoint"),
+    }[moment]
+    monkeypatch.setattr(*where, partial(die, getattr(*where)))
+    with pytest.raises(Killed):
+        killed.federate()
+    dying = False
+    killed.audit.close()  # as the end of its process does
+    again = federation(tmp_path / "killed", three(), resumed=killed.clients)
+    again.federate()
+    assert (again.exit_code, bits(again)) == (0, bits(quiet))
+
+
+def test_words_of_a_wrong_length_cost_their_client_and_the_round(tmp_path, capsys):
+    learners = [*three(), Learner(8.0)]
+    server = federation(tmp_path, learners, back=False)
+    session = server.clients.ready()[3].client.session
+    session._transfer.fetch = lambda *args: bytes(5)
+    server.federate()
+    assert server.exit_code == 0
+    assert [record.clients for record in server.history.rounds] == [4, 0, 3]
+    words = "round 1: client 3 left out: of its masked update a piece of 32 bytes was asked for, and not given"
+    assert words in capsys.readouterr().out
+
+
+def test_two_clients_with_one_key_are_one_too_many(tmp_path, capsys):
+    learners = [*three(), Learner(8.0)]
+    server = federation(tmp_path, learners, rounds=1, back=False)
+    for partition in (2, 3):
+        server.clients.participants[partition].client.session.masking.identity = Identity.new()
+    last = [server.clients.participants[partition].client.session.masking for partition in (2, 3)]
+    last[1].identity = last[0].identity
+    server.federate()
+    assert server.history.rounds[-1].clients == 3
+    assert "client 3 left out: its key is another client's, too; give each its own" in capsys.readouterr().out
+
+
+def test_a_large_model_and_its_masked_updates_travel_in_pieces_to_the_same_bits(tmp_path, monkeypatch):
+    whole = federation(tmp_path / "whole", three(), max_update_norm=1.0)
+    whole.federate()
+    monkeypatch.setattr(in_process.Clients, "in_pieces", True)
+    monkeypatch.setattr(in_process.Participant, "knows_pieces", True)
+    monkeypatch.setattr("federation.server.dispatch.LARGE", 0)
+    monkeypatch.setattr("federation.pieces.PIECE", 6)
+    pieces = federation(tmp_path / "pieces", three(), max_update_norm=1.0)
+    pieces.federate()
+    assert (pieces.exit_code, bits(pieces)) == (0, bits(whole))
+    contents = [each["content"] for each in pieces.clients.ready()[0].client.seen if "content" in each]
+    assert max(map(len, contents)) == 6
+
+
+BATCHNORM = [(1.0, 1.0), (3.0, 2.0), (-1.0, 4.0)]  # mean and variance of 10, 20 and 10 examples
+
+
+def with_batchnorm() -> list[Learner]:
+    return [Learner(step, n, each) for step, n, each in zip((1.0, 2.0, 4.0), (10, 20, 10), BATCHNORM, strict=True)]
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_batchnorms_statistics_are_those_of_all_examples_and_no_clients_own(in_pieces, tmp_path, monkeypatch):
+    """By hand: (10 + 60 - 10) / 40 = 1.5; the mean square (2 + 2 * 11 + 5) / 4 = 7.25, less 1.5 squared, is 5."""
+    monkeypatch.setattr(in_process.Clients, "in_pieces", in_pieces)
+    secure, plain = (federation(tmp_path / str(on), with_batchnorm(), secure_aggregation=on) for on in (True, False))
+    for server in (secure, plain):
+        server.federate()
+        assert server.exit_code == 0
+        assert [server.weights[1].item(), server.weights[2].item()] == pytest.approx([1.5, 5.0], abs=1e-6)
+    assert secure.weights[0] == pytest.approx(plain.weights[0], abs=1e-6)
+    received = 4 * (5 + 2 + 2) + 4 * (2 * 2 + 2)  # five numbers, the loss, the proof; two statistics, the proof
+    assert secure.history.rounds[-1].bytes_received == 3 * received
+    told = [each for one in secure.clients.ready() for each in one.client.seen if isinstance(each, list)]
+    assert told == [[]] * 12
+
+
+@pytest.mark.parametrize("moment", ["mask", "measure"])
+def test_a_client_that_is_lost_while_all_measure_costs_a_repetition_or_its_statistics(moment, tmp_path, capsys):
+    quiet = federation(tmp_path / "quiet", with_batchnorm(), rounds=1)
+    broken = federation(tmp_path / "lost", with_batchnorm(), rounds=1)
+    proxy = broken.clients.ready()[1].client
+    usual, asked = proxy._break, []
+
+    def break_(what: str) -> None:
+        asked.append(what)
+        if asked.count(what) == (2 if what == "mask" else 1) and what == moment:
+            raise ConnectionError
+        usual(what)
+
+    proxy._break = break_
+    quiet.federate(), broken.federate()
+    assert broken.exit_code == 0
+    said = capsys.readouterr().out
+    if moment == "mask":
+        assert bits(broken) == bits(quiet)
+        assert [learner.measured for learner in broken.clients.learners] == [2, 2, 2]
+        assert [learner.trained for learner in broken.clients.learners] == [1, 1, 1]
+        assert "a client was lost before the sum was whole; all measure BatchNorm's statistics again" in said
+    else:
+        assert broken.weights[1].item() == 0  # two are no sum: they are those of the updates
+        assert "round 1: BatchNorm's statistics are those of the updates" in said
+
+
+def test_the_records_of_both_sides_fit_and_hold_the_hash_of_what_was_masked(tmp_path, monkeypatch):
+    monkeypatch.setattr(Clients, "audits", tmp_path)
+    server = federation(tmp_path, with_batchnorm())
+    server.federate()
+    ours = read_record(server.folder.path / "audit.jsonl")
+    for partition in range(3):
+        theirs = read_record(tmp_path / f"{RUN}-client-{partition}.jsonl")
+        assert (ours.problems, theirs.problems, compare(ours, theirs)) == ([], [], [])
+        kinds = [line["kind"] for line in theirs.lines if line["round"] == 1]
+        of_a_sum = ["roster-entry", "roster"]
+        assert kinds[:8] == [
+            "model-to-train", *of_a_sum, "update", "model-to-measure", *of_a_sum, "statistics",
+        ]  # fmt: skip
+        assert {line["bytes"] for line in theirs.lines if line["kind"] == "update"} == {4 * (5 + 2 + 2)}
 
 
 # A server that lies
@@ -280,29 +490,55 @@ def _forget(usual, config, session):
 
 def session() -> Session:
     one = Session(lambda assignment: Learner(1.0), ["cat", "dog"])
-    one.get_properties({"ask": "hello", "nonce": "n"})
-    place = {"ask": "place", "partition": 0, "num_partitions": 3, "run": "0123456789abcdef"}
-    one.get_properties({**place, "recipe": Recipe(secure_aggregation=True).to_json()})
+    admit(one)
     return one
 
 
+def admit(one: Session) -> None:
+    one.get_properties({"ask": "hello", "nonce": "n"})
+    place = {"ask": "place", "partition": 0, "num_partitions": 3, "run": RUN}
+    one.get_properties({**place, "recipe": Recipe(secure_aggregation=True).to_json()})
+
+
+CONFIG = {"server_round": 1, "clients_on_host": 1}
+QUESTIONS = [{"ask": "fetch", "what": what, "start": 0, "stop": 8} for what in ("update", "untrained", "masked")]
+
+
 @pytest.mark.parametrize(
-    "question",
-    [
-        {"ask": "fetch", "what": "update", "start": 0, "stop": 8},
-        {"ask": "fetch", "what": "untrained", "start": 0, "stop": 8},
-        {"ask": "fetch", "what": "masked", "start": 0, "stop": 8},
-        {"ask": "mask", "roster": "[]"},
-    ],
-    ids=lambda question: question.get("what", "mask"),
+    "question", [*QUESTIONS, {"ask": "mask", "roster": "[]"}], ids=lambda question: question.get("what", "mask")
 )
 def test_after_a_training_no_question_gets_the_update(question, capsys):
     one = session()
-    weights, _, entry = one.fit(START, {"server_round": 1, "clients_on_host": 1})
+    weights, _, entry = one.fit(START, CONFIG)
     assert weights == []
     assert "signature" in entry
     assert set(one.get_properties(question)) == {"error"}
     assert one.get_parameters({}) == []
+
+
+def test_after_a_training_nobody_gets_scores_of_what_was_trained(capsys):
+    """Of the network as it is, with BatchNorm's statistics of the server's choice: such scores tell of its weights."""
+    one = Session(lambda assignment: Learner(1.0, batchnorm=(0.0, 1.0)), ["cat", "dog"])
+    admit(one)
+    start = one.client.start
+    one.fit(start, CONFIG)
+    statistics = [np.zeros(1, np.float32), np.ones(1, np.float32)]
+    loss, examples, told = one.evaluate(statistics, {**CONFIG, "measured": True})
+    assert (loss, examples, told) == (0.0, 0, {"error": "the server asks for scores of a model that it did not send"})
+    one.fit(start, {**CONFIG, "measure": True})
+    assert one.evaluate(statistics, {**CONFIG, "measured": True})[1] == 10
+
+
+def test_a_model_that_comes_in_before_the_masking_does_not_become_the_update(capsys):
+    """The update of a large model is the network itself: with the others' made known so, the sum would show one's."""
+    one = session()
+    model, config = b"".join(array.tobytes() for array in START), {**CONFIG, "in_pieces": True}
+    one.get_properties({"ask": "store", "start": 0, "content": model})
+    assert "signature" in one.fit([], config)[2]
+    one.get_properties({"ask": "store", "start": 0, "content": model})
+    one.evaluate([], config)
+    words = "the server asks for an update that was masked before, or never trained"
+    assert one.get_properties({"ask": "mask", "roster": "[]"}) == {"error": words}
 
 
 def test_a_recipe_without_secure_aggregation_is_refused_by_who_has_peers(tmp_path, capsys):

@@ -42,6 +42,7 @@ class Update:
     examples: int
     metrics: dict[str, float]  # of its training; names begin with train_
     parts: dict[int, int] | None = None  # of a sum: examples by partition; its own partition is then SUM
+    received: int = 0  # of a sum: bytes that came in for it
 
     @property
     def clients(self) -> dict[int, int]:

@@ -12,6 +12,7 @@ from federation.client.policy import Policy
 from federation.client.session import RunEnded, Session
 from federation.client.summary import about, final_score, show_final_model
 from federation.console import fail
+from federation.privacy.masking import Summed
 from federation.protocol import Assignment
 from federation.security.audit import audit_folder, open_audit
 from federation.security.credentials import ClientCredentials
@@ -31,6 +32,7 @@ def take_part(args: argparse.Namespace, open_data: OpenData) -> None:
     """
     credentials, policy = ClientCredentials.load(args), Policy.load(args.policy)
     folder = audit_folder(args.audit)
+    summed = Summed.load(folder, credentials.identity)
     open_client, classes = open_data()
 
     def new_session(left_run: str = "") -> Session:
@@ -44,6 +46,7 @@ def take_part(args: argparse.Namespace, open_data: OpenData) -> None:
             slowdown=args.slowdown,
             share_cores=functools.partial(share_cores, args.threads),
             open_audit=functools.partial(open_audit, folder, credentials.identity),
+            summed=summed,
         )
 
     def read_again(session: Session) -> None:

@@ -15,7 +15,7 @@ from federation.compression import num_bytes, pack, travels_as, unpack
 from federation.config import Recipe
 from federation.console import PublicError, clean, say, show_fault
 from federation.pieces import hash_arrays
-from federation.privacy.masking import Masking, check_peers
+from federation.privacy.masking import Masking, Summed, check_peers
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_provenance, read_run_id
 from federation.security.audit import SERVER, AuditLog, session_name
 from federation.security.clipping import clip
@@ -73,6 +73,7 @@ class Session(NumPyClient):
         slowdown: float = 1,
         share_cores: Callable[[int], None] = lambda clients_on_host: None,
         open_audit: Callable[[Assignment], AuditLog] = lambda assignment: AuditLog(),
+        summed: Summed | None = None,
     ) -> None:
         self.open_client = open_client
         self.classes = classes
@@ -85,6 +86,8 @@ class Session(NumPyClient):
         self.open_audit = open_audit
         self.audit = AuditLog()
         self.masking: Masking | None = None  # with secure aggregation
+        self.summed = summed or Summed()
+        self._measured = False  # whether the network is the model that BatchNorm's statistics were just measured on
         self.instance = secrets.token_hex(16)
         self.assignment: Assignment | None = None
         self.client: Any = None
@@ -136,7 +139,7 @@ class Session(NumPyClient):
         say(f"{title(config)}: trained on {examples:,} examples in {seconds:.1f} s{losses}")
         if self.masking:
             weights = clip(weights, start, most) if start else weights
-            return [], examples, self.masking.seal(weights, float(metrics["train_loss"]), examples)
+            return [], examples, self._entry(self.masking.seal_update(weights, float(metrics["train_loss"]), examples))
         packed = pack(weights, self._recipe.compress)
         self._record("update", config["server_round"], packed)
         if "in_pieces" in config:
@@ -150,8 +153,9 @@ class Session(NumPyClient):
         model = self._taken("model-to-measure", parameters, config)
         statistics, examples, metrics = self.client.measure(model, config)
         self._slow_down(began)
+        self._measured = True
         if self.masking:
-            return [], examples, self.masking.seal(to_moments(statistics), 0.0, examples)
+            return [], examples, self._entry(self.masking.seal([], to_moments(statistics), examples))
         packed = pack(statistics, self._recipe.compress)
         self._record("statistics", config["server_round"], packed)
         return packed, examples, metrics
@@ -177,6 +181,9 @@ class Session(NumPyClient):
 
     def _taken(self, kind: str, parameters: list[np.ndarray], config: dict) -> list[np.ndarray]:
         """A model that came in, recorded as it travelled, in the network's dtypes."""
+        measured, self._measured = self._measured, False
+        if self.masking:
+            self.masking.forget()
         if "in_pieces" in config:
             # Into the network at once, so that what came in takes no room while it trains.
             came = self._transfer.take()
@@ -185,6 +192,8 @@ class Session(NumPyClient):
             return self._views()
         self._came_in(kind, parameters, config)
         if "measured" in config:  # the model is here, as it was measured on: only the statistics have come
+            if not measured:  # what is here may be what this client has trained
+                raise PublicError("the server asks for scores of a model that it did not send")
             model = self._views()
             for i, array in zip(self.client.batchnorm_positions, parameters, strict=True):
                 model[i] = unpack([array], [model[i]])[0]
@@ -204,26 +213,36 @@ class Session(NumPyClient):
         self.policy.check_work(config, len([one for one, _ in self._models if one == kind]))
         self._begin_masking(kind, config, model)
 
+    # Secure aggregation
+
     def _open_masking(self, assignment: Assignment) -> None:
-        before, place = self.masking, (assignment.run_id, assignment.partition)
-        self.masking = None
+        before, self.masking = self.masking, None
         if assignment.recipe.secure_aggregation:
-            self.masking = Masking(*place, self.credentials.identity, self.credentials.peers)
-            if before and (before.run, before.partition) == place:
-                self.masking.remember(before)  # it is the same run, with the data opened anew
-            say(self.masking.describe())
+            same = before if before and before.assignment.run_id == assignment.run_id else None
+            identity = self.credentials.identity or (same.identity if same else None)
+            least = self.policy.min_participants or 0
+            self.masking = Masking(assignment, identity, self.credentials.peers, self.summed, least)
+            if not same:
+                say(self.masking.describe())
 
     def _begin_masking(self, kind: str, config: dict, received: list[np.ndarray]) -> None:
         """Note what a sum will be of, while the model is as it came."""
         summed = {"model-to-train": "update", "model-to-measure": "statistics"}
         if self.masking and kind in summed:
-            self.masking.begin(config["server_round"], summed[kind], received)
+            self.masking.begin(summed[kind], received, self.classes, config)
+
+    def _entry(self, entry: dict) -> dict:
+        """What goes out instead of an update, recorded."""
+        assert self.masking
+        self._record("roster-entry", self.masking.round)
+        return entry
 
     def _mask(self, config: dict) -> dict:
         """The masked update, to be fetched, once all that shall be in the sum are known."""
         try:
             if self.masking is None:
                 raise PublicError("this run has no secure aggregation")
+            self._record("roster", self.masking.round, came_in=True)
             masked = [self.masking.mask(config["roster"])]
             self._record(self.masking.kind, self.masking.round, masked)
             self._transfer.keep("masked", masked)
@@ -335,6 +354,8 @@ class Session(NumPyClient):
             assignment = dataclasses.replace(self.assignment, statistics_json=config["statistics"])
             self.client.scale(assignment.statistics)
             self.assignment = assignment
+            if self.masking:
+                self.masking.assignment = assignment
             return {}
         except Exception as error:
             return self._fail(error)

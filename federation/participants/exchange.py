@@ -77,6 +77,10 @@ class Exchange:
         self.log.write(kind, number, sender=one.title, session=session_of(one))
         self.log.take(told, number, one.title, session=session_of(one))
 
+    def told(self, kind: str, one: Participant, number: int) -> None:
+        """A message without arrays to a participant."""
+        self.log.write(kind, number, receiver=one.title, session=session_of(one))
+
     def head(self, number: int) -> dict[str, str]:
         """Our head as it goes to all participants with the evaluation of this round or version."""
         with self._lock:

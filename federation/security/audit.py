@@ -53,7 +53,14 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 GOES_OUT = ("model-to-train", "model-to-measure", "statistics-to-evaluate", "model-to-evaluate")  # of the server
 COMES_IN = ("untrained-model", "frozen-weights", "update", "statistics")  # to the server
 ARRAYS = (*GOES_OUT, *COMES_IN)
-MESSAGES = ("assignment", "data-summary", "column-sums", "scores")
+MESSAGES = (
+    "assignment",
+    "data-summary",
+    "column-sums",
+    "scores",
+    "roster-entry",
+    "roster",
+)  # the last two: see masks.py
 KINDS = (*ARRAYS, *MESSAGES, "begin", "resume", "model", "head", "end")
 
 

@@ -166,6 +166,7 @@ class Proxy(GrpcClientProxy):
             told = self._properties({"ask": "fetch", "what": what, "start": start, "stop": start + wanted}, deadline)
             content = told.get("content")
             if not isinstance(content, bytes) or len(content) != wanted:
+                store.file.close()
                 raise ValueError(f"a piece of {wanted} bytes was asked for, and not given")
             store.add(content)
         return replace(model, arrays=store.arrays, sha256=store.sha256())

@@ -24,7 +24,6 @@ from federation.results.observers import Observers
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
 from federation.security.audit import FILE, AuditLog, privacy_of, utc_now
-from federation.security.masks import num_words
 from federation.server.acceptance import Acceptance, Evaluation, without_culprit
 from federation.server.dispatch import Dispatcher, RoundLost, RunFailed, Stopped
 from federation.server.secure_rounds import secure_statistics, secure_updates
@@ -101,9 +100,7 @@ def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
 
 def received(update: Update, compress: str) -> int:
     """Bytes that came in for it."""
-    if update.parts is None:
-        return num_bytes(update.weights, compress)
-    return 4 * num_words(sum(array.size for array in update.weights)) * len(update.parts)
+    return num_bytes(update.weights, compress) if update.parts is None else update.received
 
 
 def shares(updates: Sequence[Update]) -> dict[str, float]:
