@@ -32,7 +32,7 @@ import torch
 from flwr.common import Code, EvaluateRes, Status
 from helpers.engines import commands
 from helpers.example_runs import add_records, call, make_history, make_images, make_run
-from helpers.processes import CLEAN, ROOT, Federation, free_port, quick_python
+from helpers.processes import CLEAN, ROOT, Federation, Process, free_port, quick_python
 from helpers.tasks import build, recipe
 
 import baseline
@@ -190,6 +190,43 @@ def test_the_commands_for_secure_aggregation_make_a_run(tmp_path):
             (tmp_path / name / "peers").write_text("".join(lines))
             federation.tiny(*client, cwd=tmp_path / name)
         assert "secure aggregation: in 1 rounds the sum of 3 updates; no single one" in running.ends(0)
+
+
+def test_the_page_on_members_leads_from_nothing_to_a_verified_record(tmp_path, venv):
+    """Its commands in their order; the clients are tiny ones whose training takes half a second."""
+    block = PAGES["docs/deploy.md"].partition("from nothing to a verified record\n")[2]
+    lines = [line[2:] for line in block.partition("```console\n")[2].partition("```")[0].splitlines()]
+    assert len(lines) <= 40
+    shell = {**CLEAN, "PATH": f"{venv / 'bin'}:{CLEAN['PATH']}", "PYTHONPATH": str(ROOT)}
+    with Federation(tmp_path) as federation:
+        federation.run_dir = tmp_path / "run"
+        jobs: list[Process] = []
+        for line in lines:
+            here = line.replace("fl.example.org:8080", federation.address).replace("fl.example.org", "127.0.0.1")
+            here = here.replace("0.0.0.0:8080", federation.address)
+            words = shlex.split(here)
+            if line == "kill -9 %1":
+                jobs[4].says("fit")  # of the one that has come
+                jobs[0].send(signal.SIGKILL)
+                jobs[0].ends(-9)
+            elif "server.py" in line:
+                run_dir = [] if "--resume" in line else ["--run-dir", federation.run_dir]
+                flags = without("--run-dir", without("--address", words[2:-1]))
+                command = ROOT / "server.py", "--address", federation.address, *run_dir, *flags
+                jobs.append(federation.start("server", *command, cwd=tmp_path))
+            elif "client.py" in line:
+                flags = without("--dataset", without("--server", words[2:-1]))
+                jobs.append(federation.tiny(*flags, "--seconds", 0.5, cwd=tmp_path))
+                jobs[0].says(f"hospital-{words[words.index('--identity') + 1]} joined")
+            else:
+                if "d.pub" in line:
+                    jobs[0].says(r"\n +1 +3 ")
+                if "federation.audit" in line and "audit-a" in line:
+                    jobs[-1].ends(0)
+                subprocess.run(here, shell=True, cwd=tmp_path, env=shell, check=True, capture_output=True)
+                if "d.pub" in line:
+                    assert "it is no member of this federation any more" in jobs[3].ends(1)
+    assert [row["clients"] for row in federation.history()["rounds"]][-1] == 3
 
 
 MANY_RUNS = [command for command in COMMANDS if re.search("--stay|--sweep", command)]
