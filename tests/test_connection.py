@@ -22,7 +22,7 @@ from flwr.common import (
 )
 from flwr.compat.client.grpc_client import connection as flowers
 from flwr.proto.transport_pb2 import ServerMessage
-from helpers.processes import free_port
+from helpers.processes import free_port, wait_for
 from helpers.scripted_server import (
     ADDRESS,
     AWAY,
@@ -487,6 +487,18 @@ def test_a_port_that_nobody_listens_at_is_said_by_a_real_connection(real, monkey
     with pytest.raises(RunEnded) as end:
         connect(session(), f"127.0.0.1:{port}", wait=0)
     assert str(end.value) == f"no server at 127.0.0.1:{port} after 0 s{STARTED}"
+
+
+@pytest.mark.slow
+def test_an_attempt_leaves_no_thread_behind_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(connection, "keep_client_connection", lambda: None)
+    monkeypatch.setenv("no_grpc_proxy", "")
+    address, before = f"127.0.0.1:{free_port()}", threading.active_count()
+    connection.prepare(address)
+    for _ in range(5):
+        assert connection.attempt(session(), address) == f"no server at {address}"
+    wait_for(lambda: threading.active_count() <= before, "end of the threads", 20)
 
 
 @pytest.mark.slow

@@ -1,13 +1,15 @@
 """The client's way to the server: wait for it, keep the stream, come back when it breaks, say what is wrong."""
 
 import gc
+import inspect
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from queue import Full
 from typing import Any, NoReturn
 
 from federation.client.policy import AgainstPolicy, OutsideHours
@@ -167,16 +169,34 @@ def answer(client: Client, address: str, root_certificates: bytes | None) -> Non
     nothing: Any = None  # for what Flower's functions take and don't use here
     pause = 1
     while pause:
-        with grpc_connection(
-            address, root_certificates is None, nothing, root_certificates=root_certificates
-        ) as connection:
-            receive, send, *_ = connection
+        with stream(address, root_certificates) as (receive, send):
             goodbye = None
             while not goodbye:
                 message: Any = receive()
                 goodbye, pause = handle_control_message(message)
                 send(goodbye or handle_legacy_message_from_msgtype(lambda _: client, message, nothing))
         time.sleep(pause)  # seconds after which the server wants to be asked again, or 0
+
+
+@contextmanager
+def stream(address: str, root_certificates: bytes | None) -> Iterator[tuple[Callable, Callable]]:
+    """Flower's connection, as functions to receive and to send; ends the thread that it leaves behind each time.
+
+    There gRPC waits for Flower's queue to bring the next message, or None, long after the channel is closed.
+    """
+    queue = None
+    nothing: Any = None
+    try:
+        with grpc_connection(
+            address, root_certificates is None, nothing, root_certificates=root_certificates
+        ) as connection:
+            receive, send, *_ = connection
+            queue = inspect.getclosurevars(send).nonlocals.get("queue")
+            yield receive, send
+    finally:
+        if queue is not None:
+            with suppress(Full):  # then the thread is on its way, and sees that the channel is closed
+                queue.put(None, block=False)
 
 
 def _hush(broken: threading.ExceptHookArgs) -> None:
