@@ -412,7 +412,7 @@ OTHERS = {  # flags of programs that are not ours
     "flower-supernode": "--superlink --root-certificates --auth-supernode-private-key --port --node-config",
     "flower-supernode too": "--trusted-entities",
     "docker": "--tag --rm --user --volume --scale --build-arg --target --project-directory --file",
-    "useradd, systemctl, journalctl": "--system --home-dir --now --unit --follow",
+    "useradd, install, systemctl, journalctl": "--system --home-dir --directory --owner --mode --now --unit --follow",
     "the reader's own, of the example": "--weight-decay",
 }
 

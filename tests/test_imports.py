@@ -25,6 +25,7 @@ MAY_IMPORT = {
 COMMANDS = {
     "federation.audit",
     "federation.certificates",
+    "federation.health",
     "federation.identity",
     "federation.report",
     "federation.verify",

@@ -14,22 +14,23 @@ from federation import console
 from federation.client import options as client_options
 from federation.console import leave_log, say, show_fault, start_log
 from federation.net import own_address
-from federation.operations import introduction
+from federation.operations import health, introduction
 from federation.operations.live_page import FIRST_PAUSE, LivePage
 from federation.operations.local_web import serve
 from federation.operations.metrics import Metrics
 from federation.operations.monitoring import Monitoring
 from federation.results import report
 from federation.results.report import finish
-from federation.results.run_folder import Run, RunFolder, recorder
+from federation.results.run_folder import Run, RunFolder, open_run, recorder
 from federation.server import options
 from federation.server.grpc_server import SERVICE, Health
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from helpers.example_runs import make_history
-from helpers.in_process import Learner, federation
+from helpers.example_runs import call, make_history
+from helpers.in_process import Learner
+from helpers.in_process import federation as in_process
 from helpers.processes import free_port
 
 
@@ -167,7 +168,7 @@ def run(tmp_path) -> Run:
 
 def test_the_page_is_there_from_round_0_and_reloads_itself_until_the_run_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda number: None)
-    server = federation(tmp_path, [Learner(), Learner()], rounds=2)
+    server = in_process(tmp_path, [Learner(), Learner()], rounds=2)
     path, seen = tmp_path / "run/report.html", []
     page = LivePage(SimpleNamespace(folder=server.folder, history=server.history))
     server.observers.add(page)
@@ -395,6 +396,54 @@ def test_the_standard_health_service_says_whether_clients_are_admitted():
             assert error.value.code() == grpc.StatusCode.NOT_FOUND
     finally:
         server.stop(None).wait()
+
+
+def test_the_command_says_serving_not_serving_or_who_does_not_answer(monkeypatch, capsys):
+    said = iter(["SERVING", "NOT_SERVING"])
+    monkeypatch.setattr(health, "ask", lambda *_: next(said))
+    assert [call(health.main), call(health.main)] == [0, 1]
+    assert capsys.readouterr().out == "SERVING\nNOT_SERVING\n"
+
+
+@pytest.mark.slow
+def test_the_command_asks_a_server_that_is_not_there_and_wrong_use_is_one_line(capsys):
+    address = f"127.0.0.1:{free_port()}"
+    assert call(health.main, "--server", address) == 1
+    assert capsys.readouterr().err.endswith(f"error: no answer from {address} (UNAVAILABLE)\n")
+    assert call(health.main, "--server", "8080") == 2
+    assert "--server '8080' is not HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_real_server_serves_while_it_waits_for_its_clients(federation):
+    server = federation.server("--clients", "1", "--rounds", "1")
+    server.says("waiting for 1 clients")
+    asked = federation.start("health", "-m", "federation.health", "--server", federation.address)
+    assert asked.ends(0) == "SERVING\n"
+
+
+# A service is started again by the same command
+
+
+def test_auto_resume_begins_a_run_goes_on_with_it_and_knows_when_it_is_done(tmp_path, capsys):
+    words = ["--run-dir", str(tmp_path / "run"), "--auto-resume", "--rounds", "7"]
+    args = options.parse_args(None, words)
+    assert (args.resume, args.run_dir) == (None, str(tmp_path / "run"))
+    folder = open_run(args).folder
+    args = options.parse_args(None, words)
+    assert (args.resume, args.run_dir, args.recipe.rounds) == (str(tmp_path / "run"), None, 7)
+    folder.save_model({}, {})
+    with pytest.raises(SystemExit) as end:
+        options.parse_args(None, words)
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"the run in {tmp_path / 'run'} is done already")
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume", "run"], ["--sweep", "sweep.toml", "--run-dir", "runs"]])
+def test_auto_resume_needs_a_run_dir_and_no_other_way_to_go_on(flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        options.parse_args(None, ["--auto-resume", *flags])
+    assert end.value.code == 2
+    assert "--auto-resume goes with --run-dir" in capsys.readouterr().err
 
 
 # What clients enter

@@ -45,6 +45,12 @@ class RunFolder:
             raise FileExistsError(f"{self.path} already holds a run")
         open(self.path / "history.json", "xb").close()
 
+    def is_begun(self) -> bool:
+        return (self.path / "history.json").exists()
+
+    def is_done(self) -> bool:
+        return (self.path / "model.safetensors").exists()
+
     def checkpoints(self) -> list[Path]:
         """Newest first."""
         return sorted(self.path.glob("checkpoint-*.npz"), reverse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from federation.config import RUN, Recipe
-from federation.console import Parser, add_log_flags, start_log
+from federation.console import Parser, add_log_flags, say, start_log
 from federation.net import is_loopback, parse_address
 from federation.results.run_folder import INITIAL, RunFolder
 from federation.security.masks import LEAST
@@ -35,6 +35,11 @@ def build_parser(description: str | None) -> Parser:
     add("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     add("--initial-weights", metavar="FILE", help="begin with these weights, safetensors by PyTorch's names")
     add("--resume", metavar="RUN_DIR", help="go on with a run after its last whole round")
+    add(
+        "--auto-resume",
+        action="store_true",
+        help="go on with the run that --run-dir holds, if any: for services, which are started again as they were",
+    )
     add(
         "--again", metavar="RUN_DIR", help="repeat a run from its folder; with the same clients and data: the same bits"
     )
@@ -71,6 +76,8 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     """Flags, with `recipe`, `settings`, and `config`: both as a run stores them. Exits with 2 and one line if wrong."""
     parser = build_parser(description)
     args = parser.parse_args(argv)
+    if args.auto_resume:
+        _auto_resume(parser, args)
     if args.sweep:  # which checks the settings of each of its runs
         for name, value in (("--resume", args.resume), ("--again", args.again)):
             if value:
@@ -98,6 +105,18 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         parser.error(str(error))
     start_log(args.log_file, args.log_format)
     return args
+
+
+def _auto_resume(parser: Parser, args: argparse.Namespace) -> None:
+    """Make --run-dir a --resume where it holds a run. Ends the program where that run is done."""
+    if args.sweep or args.resume or not args.run_dir:
+        parser.error("--auto-resume goes with --run-dir, which names the run; --sweep and --resume go on by themselves")
+    folder = RunFolder(Path(args.run_dir))
+    if folder.is_done():
+        say(f"the run in {folder.path} is done already; name another --run-dir for another run")
+        raise SystemExit(0)
+    if folder.is_begun():
+        args.resume, args.run_dir, args.again = args.run_dir, None, None
 
 
 def describe(args: argparse.Namespace) -> str:
