@@ -20,7 +20,7 @@ importlib.import_module("federation")  # it sets what flwr reads when it is impo
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SLOWEST = ["test_engines", "test_examples", "test_report", "test_baseline", "test_data", "test_pieces"]
+SLOWEST = ["test_engines", "test_examples", "test_docs", "test_smoke", "test_hosts", "test_faults", "test_output"]
 
 
 @pytest.fixture

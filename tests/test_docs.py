@@ -239,7 +239,7 @@ def test_the_commands_for_members_make_a_run(tmp_path, secured, my_images):
     ((_, *server_flags),) = (shlex.split(each)[1:] for each in MEMBERS if "server.py" in each)
     ((_, *client_flags),) = (shlex.split(each)[1:] for each in MEMBERS if "client.py" in each)
     environment = {**CLEAN, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *make], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run([quick_python(), *make], cwd=tmp_path, env=environment, check=True, capture_output=True)
     shutil.copy(tmp_path / "identity.pub", tmp_path / "members")
     shutil.copy(tmp_path / "identity.pub", tmp_path / "server.pub")
     with Federation(tmp_path) as federation:
