@@ -106,7 +106,8 @@ def who_learns_what(config: Mapping[str, Any]) -> list[list[str]]:
         ["each client's update", "no" if secure else "yes", "no", "no"],
         ["the weighted sum of all updates", "yes", "the model made of it", "the last one"],
         ["examples by class", "no" if secure else "yes, where the client says so", "no", "no"],
-        ["number of training and test examples", "yes", "no", "no"],
+        ["number of training examples", "yes", "yes" if secure else "its part of all", "its part of all"],
+        ["sums over its columns, where they are scaled alike", "yes", "no", "no"],
         ["loss of its training", "the mean of all" if secure else "yes", "no", "no"],
         ["scores on its test examples", "yes", "no", "no"],
     ]
