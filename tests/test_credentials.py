@@ -276,6 +276,14 @@ def test_a_certificate_that_ends_within_thirty_days_is_said_once_a_day(capsys, m
     assert capsys.readouterr().out.count("\n") == 1
 
 
+def test_at_the_start_both_sides_say_which_certificate_ends_soon(capsys):
+    authority, certificate, _ = pem("a.org", days=5)
+    ServerCredentials(reminder=Reminder({"--certificate": certificate}))
+    ClientCredentials(reminder=Reminder({"--ca-certificate": certificate, "of the server": authority}))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" ends on ")[0] for line in said] == ["warning: --certificate", "warning: --ca-certificate"]
+
+
 # A whole run
 
 

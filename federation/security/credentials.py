@@ -64,6 +64,7 @@ class ServerCredentials:
 
     def __post_init__(self) -> None:
         self._seen = stamp(self.secret_file)
+        self.reminder.remind()
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> "ServerCredentials":
@@ -166,6 +167,7 @@ class ClientCredentials:
 
     def __post_init__(self) -> None:
         self._seen = stamp(self.secret_file)
+        self.reminder.remind()
 
     def refresh(self) -> None:
         """Read a changed secret again; one that can't be used changes nothing."""
