@@ -10,6 +10,8 @@ FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "o
     "memory": "--sizes",
     "examples": "--seeds",
     "record": "--megabytes",
+    "round_cost": "--kinds",
+    "secure": "--seeds",
 }
 
 
