@@ -120,7 +120,9 @@ class Admission(ClientManager):
         """
         self.check_members()
         nonce = secrets.token_hex(32)
-        question = {"ask": "hello", "nonce": nonce, "protocol": PROTOCOL, "salt": self.salt, "run": self.run_id}
+        question = {"ask": "hello", "nonce": nonce, "protocol": PROTOCOL, "salt": self.salt}
+        if self.credentials.members or self.credentials.identity:  # it is signed; else it is told after the proof
+            question["run"] = self.run_id
         hello = ask(client, question, VERIFY_SECONDS)
         secret = self.credentials.secret
         if secret is not None:
