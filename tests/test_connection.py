@@ -494,11 +494,11 @@ def test_an_attempt_leaves_no_thread_behind_however_many_there_are(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(connection, "keep_client_connection", lambda: None)
     monkeypatch.setenv("no_grpc_proxy", "")
-    address, before = f"127.0.0.1:{free_port()}", threading.active_count()
+    address, before = f"127.0.0.1:{free_port()}", set(threading.enumerate())
     connection.prepare(address)
     for _ in range(5):
         assert connection.attempt(session(), address) == f"no server at {address}"
-    wait_for(lambda: threading.active_count() <= before, "end of the threads", 20)
+    wait_for(lambda: set(threading.enumerate()) <= before, "end of the threads", 60)
 
 
 @pytest.mark.slow

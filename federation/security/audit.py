@@ -223,9 +223,12 @@ class AuditLog:
 def audit_folder(path: str) -> Path:
     """Where the client's record is kept. Exits with 1 and one line where nothing can be written there."""
     folder = Path(path)
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        if is_new:
+            folder.rmdir()  # a client that never joins leaves nothing behind
     except OSError as error:
         words = f"--audit {path} can't be written ({error.strerror})"
         fail(f"{words}, and without a record there is no training; name another folder")
@@ -236,4 +239,8 @@ def open_audit(folder: Path, identity: Identity | None, assignment: Assignment) 
     """The record of a client's part in a run; one that comes back goes on with its file."""
     party, run = f"client {assignment.partition}", assignment.run_id
     name = f"{run or 'run'}-{party.replace(' ', '-')}.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unwritable(error.errno, error.strerror, str(folder)) from None
     return AuditLog(folder / name, run, party, privacy=privacy_of(assignment.recipe), identity=identity)
