@@ -91,13 +91,45 @@ def test_nobody_else_is(client, words, tmp_path):
 
 def test_a_signature_is_good_for_one_question_of_one_run(tmp_path):
     text = signed_text("join", "0123456789abcdef", HERE, "nonce", "challenge")
-    assert text == b"federation join 1\n0123456789abcdef\n127.0.0.1:8080\nnonce\nchallenge"
+    assert text == b'["federation join 1", "0123456789abcdef", "127.0.0.1:8080", "nonce", "challenge"]'
     server = ServerCredentials(members=Federation(tmp_path, {"a": ""}).admission.credentials.members)
     told = ClientCredentials(identity=KEYS["a"], address=HERE).answer({"nonce": "n", "run": "r"})
     assert server.check(told, "r", "n").name == "a"
     for run, nonce in (("r", "m"), ("s", "n")):
         with pytest.raises(NotAdmitted, match="signature of a is wrong"):
             server.check(told, run, nonce)
+
+
+def test_a_hostile_server_cannot_pass_a_signature_on_by_line_breaks_in_what_it_asks(tmp_path):
+    """It puts the good server's run, address and nonce into its own questions; the signature must fit no other text."""
+    good = ServerCredentials(members=Federation(tmp_path, {"a": ""}).admission.credentials.members, identity=KEYS["b"])
+    run, nonce = "0123456789abcdef", "00" * 32
+    client = ClientCredentials(identity=KEYS["a"], server_key=KEYS["b"].public, address="evil.org:8080")
+    for gap in ("\n", '", "', "\\n"):
+        told = client.answer({"run": f"{run}{gap}{HERE}{gap}{nonce}{gap}x", "nonce": "m"})
+        challenge = f"x{gap}evil.org:8080{gap}m{gap}{told['challenge']}"
+        passed_on = {**told, "address": HERE, "challenge": challenge}
+        with pytest.raises(NotAdmitted, match="signature of a is wrong"):
+            good.check(passed_on, run, nonce)
+        assert good.prove(passed_on, run, nonce) == ""
+
+
+def test_a_fixed_place_that_is_not_there_or_taken_is_no_reason_for_another(tmp_path):
+    fake = Federation(tmp_path, {"a": "partition=7", "b": "", "c": ""})
+    told = fake.joins(Signing("a")).told
+    assert (told["words"], told["code"]) == ("a has partition 7; this run has partitions 0 to 2", 2)
+    fake.joins(Signing("b"))
+    fake.write({"c": "partition=0", "b": ""})
+    assert fake.joins(Signing("c")).told["words"] == "partition 0, the only one that c may have, is taken"
+
+
+def test_a_changed_line_of_a_member_makes_it_nobody_else(tmp_path):
+    fake = Federation(tmp_path, {"a": "", "b": ""})
+    first = fake.joins(Signing("a"))
+    fake.write({"a": "expiry-time=20991231Z", "b": ""})
+    assert fake.joins(Signing("a")).told["words"] == "a takes part already; end its other client first"
+    assert fake.admission.of_client(first).member.expires == datetime(2099, 12, 31, tzinfo=UTC)
+    assert fake.place(fake.joins(Signing("a", instance=first.hello["instance"]))) == 0
 
 
 def test_a_member_keeps_its_place_and_gets_it_back(tmp_path):
@@ -264,7 +296,7 @@ def test_a_certificate_that_ends_within_thirty_days_is_said_once_a_day(capsys, m
     line = capsys.readouterr().out
     assert line.count("\n") == 1
     assert line.startswith("warning: --certificate ends on 20")
-    assert line.endswith("python -m federation.certificates --renew makes a new one\n")
+    assert line.endswith("python -m federation.certificates --host NAME --renew makes a new one\n")
 
     class Tomorrow(datetime):
         @classmethod
@@ -279,7 +311,7 @@ def test_a_certificate_that_ends_within_thirty_days_is_said_once_a_day(capsys, m
 def test_at_the_start_both_sides_say_which_certificate_ends_soon(capsys):
     authority, certificate, _ = pem("a.org", days=5)
     ServerCredentials(reminder=Reminder({"--certificate": certificate}))
-    ClientCredentials(reminder=Reminder({"--ca-certificate": certificate, "of the server": authority}))
+    ClientCredentials(reminder=Reminder({"--ca-certificate": certificate, "--certificate": authority}))
     said = capsys.readouterr().out.splitlines()
     assert [line.split(" ends on ")[0] for line in said] == ["warning: --certificate", "warning: --ca-certificate"]
 

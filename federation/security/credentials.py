@@ -5,6 +5,8 @@ is worth nothing to another server: one that passes it on is found out by the na
 """
 
 import argparse
+import json
+import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -27,10 +29,15 @@ class NotAdmitted(Exception):
 
 def signed_text(kind: str, run: str, address: str, nonce: str, challenge: str) -> bytes:
     """What a client signs (kind join) and a server (serve): the nonce is the server's, the challenge the client's."""
-    return "\n".join([f"federation {kind} 1", run, address, nonce, challenge]).encode()
+    # As JSON: whatever a hostile party puts into one text, it can't be read as the next one.
+    return json.dumps([f"federation {kind} 1", run, address, nonce, challenge]).encode()
 
 
-RENEW = "python -m federation.certificates --renew makes a new one"
+CHALLENGE = re.compile("[0-9a-f]{64}")
+RENEW = {
+    "--ca-certificate": "make a new authority with python -m federation.certificates, and give all clients its ca.pem",
+    "--certificate": "python -m federation.certificates --host NAME --renew makes a new one",
+}
 
 
 class Reminder:
@@ -47,7 +54,7 @@ class Reminder:
             for name, pem in self._certificates.items():
                 end = ends_soon(pem)
                 if end:
-                    say(f"warning: {name} ends on {end:%Y-%m-%d}; {RENEW}")
+                    say(f"warning: {name} ends on {end:%Y-%m-%d}; {RENEW[name]}")
 
 
 @dataclass
@@ -109,8 +116,9 @@ class ServerCredentials:
         if not self.is_own(address):
             words = f"{member.name} calls this server {clean(address, 100)}, which is none of its certificate's names"
             raise NotAdmitted("other server", f"{words}; make a certificate with that --host")
-        text = signed_text("join", run, address, nonce, str(answer.get("challenge", "")))
-        if not verify(public, str(answer.get("signature", "")), text):
+        challenge = str(answer.get("challenge", ""))
+        text = signed_text("join", run, address, nonce, challenge)
+        if not CHALLENGE.fullmatch(challenge) or not verify(public, str(answer.get("signature", "")), text):
             raise NotAdmitted("wrong signature", f"the signature of {member.name} is wrong")
         return member
 
@@ -133,7 +141,7 @@ class ServerCredentials:
     def prove(self, answer: dict, run: str, nonce: str) -> str:
         """Our signature for a client that asked for it; "" without a key, or where the client means another server."""
         address, challenge = str(answer.get("address", "")), str(answer.get("challenge", ""))
-        if self.identity is None or not challenge or not self.is_own(address):
+        if self.identity is None or not CHALLENGE.fullmatch(challenge) or not self.is_own(address):
             return ""
         return self.identity.sign(signed_text("serve", run, address, nonce, challenge))
 

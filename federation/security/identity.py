@@ -4,6 +4,7 @@
 """
 
 import base64
+import errno
 import hashlib
 import os
 import re
@@ -72,10 +73,13 @@ class Identity:
         private = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
+        public = path.with_name(f"{path.name}.pub")
+        if public.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(public))
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(private)
-        path.with_name(f"{path.name}.pub").write_text(f"{public_line(self.public)} {name}\n")
+        public.write_text(f"{public_line(self.public)} {name}\n")
 
 
 def verify(public: str, signature: str, message: bytes) -> bool:

@@ -145,7 +145,7 @@ class Admission(ClientManager):
                 raise Refused("over", "the run is over")
             self.check_classes(hello.classes)
             before = next((each for each in self.participants.values() if each.instance == hello.instance), None)
-            if before is not None and before.member == member:
+            if before is not None and public_of(before.member) == public_of(member):
                 close(before.client)
                 partition = before.partition
             else:
@@ -165,13 +165,18 @@ class Admission(ClientManager):
         instance, wanted = hello.instance, hello.wanted
         own: int | None = None
         if member:
-            if any(each.member == member for each in self.participants.values()):
+            if any(public_of(each.member) == member.public for each in self.participants.values()):
                 raise Refused("twice", f"{member.name} takes part already; end its other client first")
             own = member.partition if member.partition is not None else self.places.get(member.public)
             if own is not None and wanted not in (-1, own):
                 raise Refused("partition", f"--partition-id {wanted}: {member.name} has partition {own}", code=2)
             if own is not None and own < self.num_partitions and own not in self.participants:
                 return own
+            if member.partition is not None and member.partition >= self.num_partitions:
+                words = f"{member.name} has partition {own}; this run has partitions 0 to {self.num_partitions - 1}"
+                raise Refused("partition", words, code=2)
+            if member.partition is not None:
+                raise Waitlisted(f"partition {own}, the only one that {member.name} may have, is taken")
         taken = {*self.participants, *self._kept()}
         free = [partition for partition in range(self.num_partitions) if partition not in taken]
         if wanted >= self.num_partitions:
@@ -209,6 +214,7 @@ class Admission(ClientManager):
             self.credentials.refresh()
             members, there = self.credentials.members, list(self.participants.values())
         for each in there:
+            each.member = (members and each.member and members.find(each.member.public)) or each.member
             if members and each.member and members.find(each.member.public) is None:
                 each.ready = False  # so that nothing else is said of its leaving
                 self.notify("expel", each.partition, f"{each.title} is no member any more; its place is free")
@@ -324,3 +330,7 @@ def ask(client: ClientProxy, words: dict, timeout: float) -> dict:
 def close(client: ClientProxy) -> None:
     """End a stream from our side; whoever waits for its answer gets an exception."""
     client.bridge.close()  # type: ignore[attr-defined]  # of grpc_server.Proxy
+
+
+def public_of(member: Member | None) -> str | None:
+    return member.public if member else None
