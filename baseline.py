@@ -7,7 +7,7 @@ from typing import Any
 from federation.client.options import add_device_flag
 from federation.config import LOSS, Recipe
 from federation.console import Parser, fail, say
-from federation.process import num_cores, write_whole
+from federation.process import num_cores, write_content
 from federation.results.comparison import Baseline, Training, comparison, verdict
 from federation.results.history import History, RoundRecord
 from federation.results.tables import in_columns, remarks, score
@@ -104,7 +104,7 @@ def compare(args: argparse.Namespace, device: str) -> None:
     for line in remarks(history):
         say(f"federated {line}\n")
     try:
-        write_whole(folder.path / "baseline.json", lambda file: file.write(baseline.to_json().encode()))
+        write_content(folder.path / "baseline.json", baseline.to_json().encode())
         evaluate.draw(folder)
     except OSError as error:
         fail(f"{folder.path} can't be written ({error.strerror})")

@@ -7,7 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from federation.process import write_whole
+from federation.process import write_content
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], about: dict) -> None:
     """Whole or not at all. Raises OSError."""
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     content = save(contiguous, {ABOUT: json.dumps(about, sort_keys=True)})
-    write_whole(path, lambda file: file.write(content))
+    write_content(path, content)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:

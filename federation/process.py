@@ -101,6 +101,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.close(folder)
 
 
+def write_content(path: Path, content: bytes) -> None:
+    """The same of a file's whole content. Raises OSError."""
+    write_whole(path, lambda file: file.write(content))
+
+
 def _mallopt(options: dict[int, int]) -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -438,6 +438,13 @@ def test_auto_resume_begins_a_run_goes_on_with_it_and_knows_when_it_is_done(tmp_
     assert capsys.readouterr().out.startswith(f"the run in {tmp_path / 'run'} is done already")
 
 
+def test_auto_resume_begins_where_a_run_was_killed_before_its_first_word(tmp_path):
+    RunFolder(tmp_path / "run").create()
+    args = options.parse_args(None, ["--run-dir", str(tmp_path / "run"), "--auto-resume"])
+    assert (args.resume, args.run_dir) == (None, str(tmp_path / "run"))
+    assert open_run(args).folder.is_begun()
+
+
 @pytest.mark.parametrize("flags", [[], ["--resume", "run"], ["--sweep", "sweep.toml", "--run-dir", "runs"]])
 def test_auto_resume_needs_a_run_dir_and_no_other_way_to_go_on(flags, capsys):
     with pytest.raises(SystemExit) as end:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from federation.client.disclosure import code_failed, host_name, numbers, summarise
 from federation.client.policy import Policy
 from federation.client.transfer import Transfer
 from federation.compression import num_bytes, pack, travels_as, unpack
 from federation.config import Recipe
 from federation.console import PublicError, clean, say, show_fault
 from federation.pieces import hash_arrays
+from federation.privacy.disclosure import code_failed, host_name, numbers, summarise
 from federation.privacy.masking import Masking, Summed, check_peers
 from federation.protocol import PROTOCOL, RETRY_SECONDS, Assignment, CloseReason, read_provenance, read_run_id
 from federation.security.audit import SERVER, AuditLog, session_name
@@ -211,7 +211,7 @@ class Session(NumPyClient):
         if self.policy.max_rounds and kind in ("model-to-train", "model-to-measure"):
             self._models.add((kind, sha256 or hash_arrays(model)))
         self.policy.check_work(config, len([one for one, _ in self._models if one == kind]))
-        self._begin_masking(kind, config, model)
+        self._begin_masking(kind, config, model, sha256)
 
     # Secure aggregation
 
@@ -225,11 +225,11 @@ class Session(NumPyClient):
             if not same:
                 say(self.masking.describe())
 
-    def _begin_masking(self, kind: str, config: dict, received: list[np.ndarray]) -> None:
+    def _begin_masking(self, kind: str, config: dict, received: list[np.ndarray], sha256: str) -> None:
         """Note what a sum will be of, while the model is as it came."""
         summed = {"model-to-train": "update", "model-to-measure": "statistics"}
         if self.masking and kind in summed:
-            self.masking.begin(summed[kind], received, self.classes, config)
+            self.masking.begin(summed[kind], received, self.classes, config, sha256)
 
     def _entry(self, entry: dict) -> dict:
         """What goes out instead of an update, recorded."""
@@ -239,16 +239,17 @@ class Session(NumPyClient):
 
     def _mask(self, config: dict) -> dict:
         """The masked update, to be fetched, once all that shall be in the sum are known."""
+        masking = self.masking
+        if masking is None:
+            return self._fail(PublicError("this run has no secure aggregation"))
         try:
-            if self.masking is None:
-                raise PublicError("this run has no secure aggregation")
-            self._record("roster", self.masking.round, came_in=True)
-            masked = [self.masking.mask(config["roster"])]
-            self._record(self.masking.kind, self.masking.round, masked)
+            self._record("roster", masking.round, came_in=True)
+            masked = [masking.mask(config["roster"])]
+            self._record(masking.kind, masking.round, masked)
             self._transfer.keep("masked", masked)
             return {}
         except OtherClients as error:  # an honest server may have lost one, and goes on with the next round
-            say(f"{title({'server_round': self.masking.round})}: {error}" if self.masking else str(error))
+            say(f"{title({'server_round': masking.round})}: {error}")
             return {"error": error.public, "other_clients": True}
         except Exception as error:
             return self._fail(error)

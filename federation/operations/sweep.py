@@ -55,14 +55,6 @@ class OneRun:
         flags = {f"--{name}": value for name, value in self.values.items()}
         return [name if value is True else f"{name}={value}" for name, value in flags.items() if value is not False]
 
-    def has_begun(self) -> bool:
-        """Whether its folder holds a run. What was killed before it could write its first word holds none."""
-        history = self.folder.path / "history.json"
-        return history.exists() and history.stat().st_size > 0
-
-    def is_done(self) -> bool:
-        return (self.folder.path / "model.safetensors").exists()
-
 
 def sweep(args: argparse.Namespace, argv: Sequence[str] | None = None) -> NoReturn:
     """All runs of args.sweep; ends the program. Given again after a stop, it goes on where it was."""
@@ -79,17 +71,17 @@ def sweep(args: argparse.Namespace, argv: Sequence[str] | None = None) -> NoRetu
     failed, table = [], ""
     for number, one in enumerate(runs, 1):
         title = f"run {number} of {len(runs)} ({one.words})"
-        if one.is_done():
+        if one.folder.is_done():
             say(f"{title} is done already: {one.folder.path}")
         else:
-            say(f"{title}: {'going on' if one.has_begun() else 'begins'}")
+            say(f"{title}: {'going on' if one.folder.is_begun() else 'begins'}")
             code = run_server(args, one, common)
             if code:
                 failed.append(title)
                 _end_if_hopeless(one, title, code)
-        if not (one.folder.path / "report.html").exists() and one.is_done():
+        if not (one.folder.path / "report.html").exists() and one.folder.is_done():
             finish(one.folder)
-        table = sweep_results.write(folder, [(each.values, each.folder) for each in runs if each.is_done()])
+        table = sweep_results.write(folder, [(each.values, each.folder) for each in runs if each.folder.is_done()])
     say(f"{table}\nsweep.txt, sweep.png and sweep.json are in {folder}" if table else f"no run is done in {folder}")
     if failed:
         fail(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}; the same command tries them again")
@@ -109,7 +101,7 @@ def read_runs(args: argparse.Namespace, folder: Path, common: Sequence[str]) -> 
     runs = [OneRun(values, RunFolder(folder / name_of(values))) for values in grid]
     for one in runs:
         config = parse_args(None, [*common, *one.flags, "--run-dir="]).config
-        if one.has_begun():
+        if one.folder.is_begun():
             _check_same(one, config)
     return runs
 
@@ -159,9 +151,9 @@ def _check_same(one: OneRun, config: dict) -> None:
 def run_server(args: argparse.Namespace, one: OneRun, common: Sequence[str]) -> int:
     """python server.py for this run; its exit code. A signal is passed on, and ends the sweep once the server ended."""
     where = ["--run-dir=", "--resume", str(one.folder.path)]
-    if not one.has_begun():
+    if not one.folder.is_begun():
         where = ["--run-dir", str(one.folder.path)]
-        (one.folder.path / "history.json").unlink(missing_ok=True)
+        one.folder.clear()
     observed = ["--tensorboard", str(Path(args.tensorboard) / one.folder.path.name)] if args.tensorboard else []
     command = [sys.executable, "-u", str(Path(sys.argv[0]).resolve()), *common, *one.flags, *where, *observed]
     signals: list[int] = []

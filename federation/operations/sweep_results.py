@@ -1,16 +1,14 @@
 """What came of a sweep: the main metric of each setting's final models, over the seeds, as a table and a picture."""
 
-import functools
 import io
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from federation.config import Metric
 from federation.console import fail
-from federation.process import write_whole
+from federation.process import write_content
 from federation.results.history import History
 from federation.results.run_folder import RunFolder
 from federation.results.tables import in_columns, score
@@ -36,14 +34,10 @@ def write(folder: Path, runs: Finished) -> str:
     contents["sweep.json"] = json.dumps(listed, indent=1).encode()
     try:
         for name, content in contents.items():
-            write_whole(folder / name, functools.partial(_write, content))
+            write_content(folder / name, content)
     except OSError as error:
         fail(f"{folder} can't be written ({error.strerror}); free or change the disk")
     return table
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
 
 
 def final(history: History) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from federation.console import PublicError, fail, say
 from federation.pieces import hash_arrays
-from federation.process import write_whole
+from federation.process import write_content
 from federation.protocol import Assignment, class_name
 from federation.security.identity import Identity
 from federation.security.masks import (
@@ -86,7 +86,7 @@ class Summed:
             self._with |= dict.fromkeys(trainings, digest)
             try:
                 if self.path:
-                    write_whole(self.path, lambda file: file.write(json.dumps(self._with, indent=1).encode()))
+                    write_content(self.path, json.dumps(self._with, indent=1).encode())
             except OSError as error:
                 raise PublicError(f"it can't write down with whom it is summed ({error.strerror})") from None
 
@@ -134,10 +134,12 @@ class Masking:
         """Another model comes in, on which what is kept may depend."""
         self._sealed = None
 
-    def begin(self, kind: str, received: Sequence[np.ndarray], classes: Sequence[str], config: Mapping) -> None:
-        """A training or measuring from this model. received: as it travelled; hashed before it changes."""
+    def begin(
+        self, kind: str, received: Sequence[np.ndarray], classes: Sequence[str], config: Mapping, sha256: str = ""
+    ) -> None:
+        """A training or measuring from this model. received: as it travelled; sha256: its hash, where it is known."""
         self.round, self.kind = config["server_round"], kind
-        model, terms = hash_arrays(received), terms_of(self.assignment, classes, config)
+        model, terms = sha256 or hash_arrays(received), terms_of(self.assignment, classes, config)
         run, recipe = self.assignment.run_id, self.assignment.recipe.to_json()
         self._subject = subject_of(run, self.round, kind, model, terms)
         # A model that is changed a little, or another run from the same seed, would make nearly the same update.

@@ -1,13 +1,11 @@
 """Make the pictures and the page of a run again, from the files in its folder alone."""
 
 import contextlib
-import functools
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 from federation.console import Parser, command_line, fail, say
-from federation.process import write_whole
+from federation.process import write_content
 from federation.results import html, plots
 from federation.results.comparison import Baseline
 from federation.results.history import History
@@ -53,7 +51,7 @@ def write(folder: RunFolder, show_images: bool = False) -> list[Path]:
     history, baseline = folder.load_history(), _read_baseline(folder.path / "baseline.json")
     shown = pictures(folder, history, baseline, show_images)
     for name, (light, _) in shown.items():
-        write_whole(folder.path / f"{name}.png", functools.partial(_write, light))
+        write_content(folder.path / f"{name}.png", light)
     write_page(folder, history, baseline, shown)
     return [folder.path / name for name in (*(f"{name}.png" for name in shown), PAGE)]
 
@@ -78,11 +76,7 @@ def write_page(
 ) -> None:
     """report.html with these pictures; with reload, browsers read it again every few seconds. Raises OSError."""
     text = html.run_page(folder.path.resolve().name, history, baseline, shown, reload)
-    write_whole(folder.path / PAGE, functools.partial(_write, text.encode()))
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
+    write_content(folder.path / PAGE, text.encode())
 
 
 def _read_baseline(path: Path) -> Baseline | None:

@@ -1,6 +1,7 @@
 """The folder of a run: history.json, two checkpoints, the final model.safetensors; each written whole or not at all."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
@@ -13,7 +14,7 @@ from typing import BinaryIO
 
 from federation import model_file
 from federation.console import command_line, fail, say
-from federation.process import write_whole
+from federation.process import write_content, write_whole
 from federation.results.history import History
 
 import numpy as np
@@ -46,7 +47,14 @@ class RunFolder:
         open(self.path / "history.json", "xb").close()
 
     def is_begun(self) -> bool:
-        return (self.path / "history.json").exists()
+        """Whether it holds a run. What was killed before it could write its first word holds none."""
+        history = self.path / "history.json"
+        return history.exists() and history.stat().st_size > 0
+
+    def clear(self) -> None:
+        """Make room for a run where one was killed before it had begun. Where it can't, create() says why."""
+        with contextlib.suppress(OSError):
+            (self.path / "history.json").unlink()
 
     def is_done(self) -> bool:
         return (self.path / "model.safetensors").exists()
@@ -56,7 +64,7 @@ class RunFolder:
         return sorted(self.path.glob("checkpoint-*.npz"), reverse=True)
 
     def save_history(self, history: History) -> None:
-        write_whole(self.path / "history.json", lambda file: file.write(history.to_json().encode()))
+        write_content(self.path / "history.json", history.to_json().encode())
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then history.json, then drop all checkpoints but the newest two."""

@@ -93,13 +93,8 @@ class ServerCredentials:
         self.reminder.remind()
         if self.members:
             self.members.refresh()
-        if self.secret_file and stamp(self.secret_file) != self._seen:
-            self._seen = stamp(self.secret_file)
-            try:
-                self.secret = read_secret(self.secret_file)
-                say(f"--secret-file {self.secret_file} has changed; who joins from now on needs the new secret")
-            except ValueError as error:
-                say(f"warning: {error}; the secret stays as it was")
+        if read_again(self):
+            say(f"--secret-file {self.secret_file} has changed; who joins from now on needs the new secret")
 
     def check(self, answer: dict, run: str, nonce: str) -> Member | None:
         """Which member a hello is from; None without --members. Raises NotAdmitted."""
@@ -179,12 +174,7 @@ class ClientCredentials:
 
     def refresh(self) -> None:
         """Read a changed secret again; one that can't be used changes nothing."""
-        if self.secret_file and stamp(self.secret_file) != self._seen:
-            self._seen = stamp(self.secret_file)
-            try:
-                self.secret = read_secret(self.secret_file)
-            except ValueError as error:
-                say(f"warning: {error}; the secret stays as it was")
+        read_again(self)
 
     def answer(self, question: dict) -> dict:
         """What a hello says for these credentials: proof of the secret, and a signature that is good for this once."""
@@ -207,3 +197,17 @@ class ClientCredentials:
         if not verify(self.server_key, signature, signed_text("serve", run, self.address, nonce, challenge)):
             how = "gave a wrong signature" if signature else "has no --identity, or not by this name"
             raise PublicError(f"the server is not the one of this client's --server-key: it {how}")
+
+
+def read_again(credentials: ServerCredentials | ClientCredentials) -> bool:
+    """Whether the file of the secret has changed, and holds another now; one that can't be used changes nothing."""
+    path, seen = credentials.secret_file, stamp(credentials.secret_file)
+    if path is None or seen == credentials._seen:
+        return False
+    credentials._seen = seen
+    try:
+        credentials.secret = read_secret(path)
+        return True
+    except ValueError as error:
+        say(f"warning: {error}; the secret stays as it was")
+        return False

@@ -214,8 +214,12 @@ class Admission(ClientManager):
             self.credentials.refresh()
             members, there = self.credentials.members, list(self.participants.values())
         for each in there:
-            each.member = (members and each.member and members.find(each.member.public)) or each.member
-            if members and each.member and members.find(each.member.public) is None:
+            if members is None or each.member is None:
+                continue
+            now = members.find(each.member.public)
+            if now:  # as its line says today
+                each.member = now
+            else:
                 each.ready = False  # so that nothing else is said of its leaving
                 self.notify("expel", each.partition, f"{each.title} is no member any more; its place is free")
                 self.drop(each, "it is no member of this federation any more")

@@ -99,7 +99,7 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
         if args.settings.mode == "async" and args.settings.buffer_size > updates:
             what = f"the run's {updates} updates (rounds x clients)"
             raise ValueError(f"--buffer-size must be between 1 and {what}, got {args.settings.buffer_size}")
-        for problem in itertools.chain(_insecure(args, given), _problems(args)):
+        for problem in itertools.chain(_unfit_for_sums(args, given), _problems(args)):
             raise ValueError(problem)
     except ValueError as error:
         parser.error(str(error))
@@ -117,6 +117,8 @@ def _auto_resume(parser: Parser, args: argparse.Namespace) -> None:
         raise SystemExit(0)
     if folder.is_begun():
         args.resume, args.run_dir, args.again = args.run_dir, None, None
+    else:
+        folder.clear()
 
 
 def describe(args: argparse.Namespace) -> str:
@@ -196,7 +198,7 @@ def same_value(given: object, ours: object) -> bool:
         return False
 
 
-def _insecure(args: argparse.Namespace, given: dict) -> Iterator[str]:
+def _unfit_for_sums(args: argparse.Namespace, given: dict) -> Iterator[str]:
     """A line for everything that can't be had with secure aggregation, with the reason."""
     recipe, settings = args.recipe, args.settings
     if not recipe.secure_aggregation:

@@ -16,7 +16,7 @@ from federation.aggregation.validation import Update
 from federation.compression import TooLarge, as_sent, num_bytes
 from federation.console import clean, command_line, say, show_fault
 from federation.participants import column_statistics
-from federation.participants.client_manager import ClientManager, different_classes
+from federation.participants.client_manager import ClientManager, Participant, different_classes
 from federation.participants.provenance import provenance, software
 from federation.protocol import BEGINS, as_stored, from_stored, presence
 from federation.results.history import COSINE, MEMBERS, STEP_SIZE, WEIGHT, RoundRecord
@@ -47,18 +47,9 @@ def federated_round(
     """
     selected = dispatcher.select(number)
     began, state = time.monotonic(), strategy.state()
-    secure = dispatcher.recipe.secure_aggregation
-    if secure:
-        updates = secure_updates(number, weights, selected, dispatcher, acceptance)
-        steps = acceptance.steps(weights, updates)
-    else:
-        updates, steps = acceptance.updates(number, weights, dispatcher.fit(number, weights, selected))
+    updates, steps = trained(number, weights, selected, dispatcher, acceptance)
     averaged = strategy.aggregate(weights, updates)
-    if secure and updates:
-        statistics = secure_statistics(number, averaged, dispatcher, acceptance)
-    else:
-        answers = dispatcher.measure(number, averaged) if updates else []
-        statistics = acceptance.statistics(number, averaged, answers)
+    statistics = measured(number, averaged, dispatcher, acceptance) if updates else []
     new_weights = strategy.with_statistics(averaged, acceptance.clients.batchnorm, statistics)
     evaluation = acceptance.evaluation(dispatcher.evaluate(number, new_weights))
     if evaluation.model_is_bad and statistics:
@@ -76,6 +67,23 @@ def federated_round(
     record.by_client |= {**by_partition(steps), WEIGHT: shares(updates)}
     record.seconds = round(time.monotonic() - began, 3)
     return new_weights, record
+
+
+def trained(
+    number: int, weights: list[np.ndarray], selected: list[Participant], dispatcher: Dispatcher, acceptance: Acceptance
+) -> tuple[list[Update], dict[int, Step]]:
+    """The updates that count, and steps by partition; with secure aggregation the sum of all stands for one."""
+    if dispatcher.recipe.secure_aggregation:
+        updates = secure_updates(number, weights, selected, dispatcher, acceptance)
+        return updates, acceptance.steps(weights, updates)
+    return acceptance.updates(number, weights, dispatcher.fit(number, weights, selected))
+
+
+def measured(number: int, averaged: list[np.ndarray], dispatcher: Dispatcher, acceptance: Acceptance) -> list[Update]:
+    """BatchNorm's statistics on the averaged model; none where it has none."""
+    if dispatcher.recipe.secure_aggregation:
+        return secure_statistics(number, averaged, dispatcher, acceptance)
+    return acceptance.statistics(number, averaged, dispatcher.measure(number, averaged))
 
 
 def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> RoundRecord:

@@ -11,7 +11,7 @@ from typing import Any
 from federation import model_file
 from federation.config import Recipe
 from federation.console import clean
-from federation.process import write_whole
+from federation.process import write_content, write_whole
 from federation.task.task import Task
 from federation.task.weights import frozen_weights, get_weights, keep_frozen, travelling
 
@@ -168,7 +168,7 @@ def export_onnx(path: str, task: Task, saved: SavedModel) -> None:
     exported = program.model_proto
     onnx.helper.set_model_props(exported, {"classes": json.dumps(saved.classes)})
     onnx.checker.check_model(exported)
-    write_whole(Path(path), lambda file: file.write(exported.SerializeToString()))
+    write_content(Path(path), exported.SerializeToString())
 
 
 class _Predictor(torch.nn.Module):
