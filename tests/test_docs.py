@@ -19,8 +19,8 @@ from types import SimpleNamespace
 from federation import config, setting
 from federation.aggregation.validation import validate_evaluate
 from federation.client import options
-from federation.client.disclosure import numbers
 from federation.console import Parser
+from federation.privacy.disclosure import numbers
 from federation.results import report
 from federation.results.history import RoundRecord
 from federation.security import certificates, identity

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 from federation.client import node_app
 from federation.client import session as module
-from federation.client.disclosure import host_name
 from federation.client.node_app import Node, make_app, read_assignment
 from federation.client.session import RunEnded, Session
 from federation.config import Recipe
 from federation.console import PublicError
+from federation.privacy.disclosure import host_name
 from federation.protocol import Assignment, read_hello, read_summary
 from federation.security.credentials import ClientCredentials
 from federation.security.secret import proof

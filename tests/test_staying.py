@@ -2,11 +2,11 @@
 
 import weakref
 
-from federation.client import connection
+from federation.client import connection, staying
 from federation.client import policy as policy_module
-from federation.client.connection import stay
 from federation.client.policy import Policy
 from federation.client.session import RunEnded, Session
+from federation.client.staying import stay
 from federation.config import Recipe
 
 import grpc
@@ -53,7 +53,7 @@ def run(number: str, *, end: list = FINISHED, first: int = 1) -> list:
 @pytest.fixture
 def take_part(monkeypatch, capsys):
     """Stay for these streams of a server, and then for `more` attempts without one; what is said, and all sessions."""
-    monkeypatch.setattr(connection.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(staying.random, "uniform", lambda low, high: high)
 
     def play(*streams: list, more: int = 0, client=Client, fatal=(), policy=lambda: Policy(), finished=None, keep=True):
         server = Server(monkeypatch, *streams)
@@ -113,7 +113,7 @@ def test_it_asks_ever_less_often_but_once_a_minute_and_after_a_run_often_again(t
 
 def test_those_who_lost_the_same_server_do_not_all_come_back_in_the_same_moment(monkeypatch, take_part):
     spread = []
-    monkeypatch.setattr(connection.random, "uniform", lambda *ends: spread.append(ends) or 0.5)
+    monkeypatch.setattr(staying.random, "uniform", lambda *ends: spread.append(ends) or 0.5)
     _, _, server = take_part(more=3)
     assert server.slept == [0.5, 1, 2]
     assert set(spread) == {(0.5, 1)}

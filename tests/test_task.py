@@ -8,9 +8,9 @@ from collections import OrderedDict
 from pathlib import Path
 
 from federation import model_file
-from federation.client.disclosure import summarise
 from federation.config import ACCURACY, Metric, Recipe
 from federation.console import PublicError
+from federation.privacy.disclosure import summarise
 from federation.protocol import Assignment
 from federation.task import classification, regression, training
 from federation.task.task import DataError, Task, TaskError, open_task

@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from federation.client.disclosure import host_name, summarise
 from federation.client.session import Session
 from federation.config import Recipe
 from federation.console import PublicError, clean
+from federation.privacy.disclosure import host_name, summarise
 from federation.protocol import Assignment
 from federation.task.task import open_task
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from federation.client.connection import connect, stay
+from federation.client.connection import connect
 from federation.client.policy import Policy
 from federation.client.session import RunEnded, Session
+from federation.client.staying import stay
 from federation.client.summary import about, final_score, show_final_model
 from federation.console import fail
 from federation.privacy.masking import Summed

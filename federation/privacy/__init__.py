@@ -1,1 +1,1 @@
-"""What runs at a client so that its update tells little of its examples."""
+"""What leaves a client beside its model, and what makes its update tell little of its examples."""

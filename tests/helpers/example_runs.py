@@ -7,10 +7,10 @@ from pathlib import Path
 from unittest import mock
 
 from federation import model_file
-from federation.client.disclosure import summarise
 from federation.client.summary import about
 from federation.config import Recipe
 from federation.pieces import hash_arrays
+from federation.privacy.disclosure import summarise
 from federation.protocol import Assignment, as_stored, read_summary
 from federation.results.comparison import Baseline, Training
 from federation.results.history import History, RoundRecord

@@ -4,7 +4,7 @@ import contextlib
 import threading
 from types import SimpleNamespace
 
-from federation.client import connection
+from federation.client import connection, staying
 from federation.client.proxy import PROXIES
 from federation.config import Recipe
 
@@ -84,7 +84,9 @@ class Server:
         self.now = 0.0
         self.slept: list[float] = []
         monkeypatch.setattr(connection, "grpc_connection", self.connect)
-        monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)
+        monkeypatch.setattr(connection, "time", clock)
+        monkeypatch.setattr(staying, "time", clock)
         monkeypatch.setattr(connection, "tls_mismatch", lambda *_: None)
         monkeypatch.setattr(connection, "keep_client_connection", lambda: None)
         monkeypatch.setattr(connection.socket, "create_connection", self.probe)

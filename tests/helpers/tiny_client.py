@@ -9,9 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from federation.client.connection import connect, stay
+from federation.client.connection import connect
 from federation.client.policy import Policy
 from federation.client.session import RunEnded, Session
+from federation.client.staying import stay
 from federation.console import fail, say
 from federation.protocol import Assignment
 from federation.security.audit import AuditLog, audit_folder, open_audit
