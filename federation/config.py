@@ -21,6 +21,7 @@ RUN, RECIPE = "the run", "the recipe, which every client gets"  # titles in --he
 MEASURED = 1_000  # training examples of each client on which BatchNorm's statistics are measured anew
 FEWEST_VALUES = 10  # of a column: of one with fewer, a client tells nothing
 METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+PRIVATE = "private"  # of a network's defaults in MODELS: what is otherwise with private training
 OF_TASK = ("model", "batch_size", "learning_rate", "own")  # settings whose defaults are the task's
 
 
@@ -79,6 +80,9 @@ class Recipe(Settings):
     secure_aggregation: bool = setting(
         False, "the server learns the sum of the updates, and no single one", group=RECIPE
     )
+    private_training: bool = setting(
+        False, "clients train with differential privacy, each to its own epsilon: docs/privacy.md", group=RECIPE
+    )
     own: dict = setting(  # noqa: RUF009 (a field, as the others)
         None, "a setting of the task's own", group=RECIPE, metavar="NAME=VALUE", shown="the task's", hash=False
     )
@@ -92,6 +96,9 @@ class Recipe(Settings):
         if name not in models:
             raise PublicError(f"--model must be one of the task's ({', '.join(models)}), got {clean(name, 40)!r}")
         defaults = {"batch_size": 32, "learning_rate": 0.05, **models[name]}
+        private = defaults.pop(PRIVATE, {})
+        if self.private_training:
+            defaults |= private
         of_recipe = {key: defaults.pop(key) for key in ("batch_size", "learning_rate")}
         values = {key: value for key, value in of_recipe.items() if getattr(self, key) is None}
         own = dict(defaults)
@@ -100,6 +107,10 @@ class Recipe(Settings):
                 known = ", ".join(sorted(defaults)) or "none"
                 raise PublicError(f"--set {key}: the task has no such setting for {name}; it has {known}")
             own[key] = of_kind(key, value, defaults[key])
+            if self.private_training and key in private and own[key] != private[key]:
+                raise PublicError(
+                    f"--set {key}={clean(value, 40)}: private training needs {private[key]}; leave it out"
+                )
         return dataclasses.replace(self, model=name, own=own, **values)
 
     def part(self, partition: int, number: int, title: str = "", span: tuple[float, float] | None = None) -> Part:
@@ -115,7 +126,7 @@ class Recipe(Settings):
     def to_json(self) -> str:
         """As it travels: by the names that clients of earlier versions know, and without what they don't."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, {})}
-        for name in ("proximal_mu", "secure_aggregation"):
+        for name in ("proximal_mu", "secure_aggregation", "private_training"):
             if not values[name]:
                 del values[name]
         earlier = {new: old for old, new in OLD_NAMES.items()}

@@ -25,6 +25,7 @@ from federation.config import METRIC_NAME, OF_TASK, Metric, Recipe
 from federation.console import PublicError, clean
 
 PROTOCOL = 1
+DP_EPSILON, DP_DELTA = "dp_epsilon", "dp_delta"  # beside a private client's scores: what it has spent so far
 RETRY_SECONDS = 3  # how soon a client on the waiting list asks again
 MOST_CLASSES, LONGEST_NAME, LONGEST_LIST = 10_000, 100, 2_000_000  # the last in characters of JSON
 DEEPEST = 20  # brackets in brackets: more can't be compared and stored

@@ -5,7 +5,7 @@ Examples are a tuple of tensors: the inputs, and last the classes, (n,) int64. T
 
 from federation.config import Part, Recipe
 from federation.task import training
-from federation.task.training import Examples
+from federation.task.training import Examples, PrivateParts
 
 import torch
 from torch import nn
@@ -14,7 +14,12 @@ from torch.nn import functional as F
 
 def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Part) -> dict[str, float]:
     """As training.train_round, with cross-entropy for the loss."""
-    return training.train_round(network, examples, recipe, part, _loss)
+    return training.train_round(network, examples, recipe, part, loss)
+
+
+def private_training(network: nn.Module, examples: Examples) -> PrivateParts:
+    """What private training needs, where all of the network trains."""
+    return network, examples, loss
 
 
 def evaluate(network: nn.Module, examples: Examples, recipe: Recipe) -> dict[str, float]:
@@ -49,5 +54,6 @@ def auc(scores: torch.Tensor, positive: torch.Tensor) -> float:
     return float((rank[positive].sum() - number * (number + 1) / 2) / (number * others))
 
 
-def _loss(network: nn.Module, batch: Examples) -> torch.Tensor:
+def loss(network: nn.Module, batch: Examples) -> torch.Tensor:
+    """Mean cross-entropy."""
     return F.cross_entropy(network(*batch[:-1]), batch[-1])

@@ -32,6 +32,7 @@ OPTIONAL = {
         "predict": ["network", "examples"],
         "show": ["schema", "examples", "predictions"],
         "pictures": ["examples"],
+        "private_training": ["network", "examples"],
         "to_input": ["examples", "device"],
     },
 }

@@ -5,7 +5,7 @@ Examples are a tuple of tensors: the inputs, and last the targets, (n,) or (n, k
 
 from federation.config import Metric, Part, Recipe
 from federation.task import training
-from federation.task.training import Examples
+from federation.task.training import Examples, PrivateParts
 
 import torch
 from torch import nn
@@ -16,7 +16,12 @@ METRICS = [Metric("mae", higher_is_better=False, lowest=0, digits=3), Metric("r2
 
 def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Part) -> dict[str, float]:
     """As training.train_round, with the mean squared error for the loss."""
-    return training.train_round(network, examples, recipe, part, _loss)
+    return training.train_round(network, examples, recipe, part, loss)
+
+
+def private_training(network: nn.Module, examples: Examples) -> PrivateParts:
+    """What private training needs, where all of the network trains."""
+    return network, examples, loss
 
 
 def evaluate(network: nn.Module, examples: Examples, recipe: Recipe) -> dict[str, float]:
@@ -43,5 +48,6 @@ def _row(values: torch.Tensor) -> str:
     return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
-def _loss(network: nn.Module, batch: Examples) -> torch.Tensor:
+def loss(network: nn.Module, batch: Examples) -> torch.Tensor:
+    """Mean squared error."""
     return F.mse_loss(network(*batch[:-1]).reshape(batch[-1].shape), batch[-1])

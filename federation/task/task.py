@@ -4,11 +4,12 @@ import functools
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from federation.config import ACCURACY, FEWEST_VALUES, METRIC_NAME, Metric, Part, Recipe
+from federation.config import ACCURACY, FEWEST_VALUES, METRIC_NAME, PRIVATE, Metric, Part, Recipe
 from federation.console import clean, say
 from federation.partition import BY_LABEL, shares
 from federation.task.contract import OPTIONAL, PAGE, DataError, TaskError, broken, missing, open_file
@@ -175,7 +176,9 @@ class Task:
         models = getattr(self.model, "MODELS", {"network": {}})
         if not isinstance(models, dict) or not models or not all(isinstance(each, dict) for each in models.values()):
             raise self._broken("model", "MODELS", "a dict of dicts, by a network's name", models)
-        values = [value for each in models.values() for value in each.values()]
+        private = [each[PRIVATE] for each in models.values() if isinstance(each.get(PRIVATE), dict)]
+        every = [*({**each, PRIVATE: 0} for each in models.values()), *private]
+        values = [value for each in every for value in each.values()]
         if not all(isinstance(value, int | float | str) for value in values):
             raise self._broken("model", "MODELS", "defaults that are numbers, words, true or false", models)
         return models
@@ -204,6 +207,24 @@ class Task:
             metrics = self.model.train_round(network, examples, recipe, part)
         checked = self._checked("train_round", metrics, {"train_loss", "loss"})
         return {f"train_{name.removeprefix('train_')}": value for name, value in checked.items()}
+
+    def private_training(self, network: Any, examples: Any) -> tuple[Any, Any, Callable]:
+        """What trains privately, a module; these examples as it takes them; and the mean loss of a batch of them.
+
+        Raises TaskError where an example becomes another one beside others, as of a mean over all of them.
+        """
+        import torch
+
+        told = self.model.private_training(network, examples)
+        if not isinstance(told, tuple) or len(told) != 3 or not isinstance(told[0], torch.nn.Module):
+            raise self._broken("model", "private_training", "a module, examples, and a loss", told)
+        alone = self.model.private_training(network, tuple(part[:1] for part in examples))[1]
+        if not all(
+            torch.allclose(one.float(), many[:1].float(), 1e-3, 1e-3) for one, many in zip(alone, told[1], strict=True)
+        ):
+            must = "each example by itself, whatever others there are"
+            raise self._broken("model", "private_training", must, "another one for it alone")
+        return told
 
     def evaluate(self, network: Any, examples: Any, recipe: Recipe) -> dict[str, float]:
         """Means over these examples, by name: the loss, the main metric, and what else there is."""

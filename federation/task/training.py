@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 Examples = tuple[torch.Tensor, ...]
 Loss = Callable[[nn.Module, Examples], torch.Tensor]  # the mean over a batch
+PrivateParts = tuple[nn.Module, Examples, Loss]  # what trains, on what, by which loss
 EVALUATED = 500  # examples at a time
 SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
 
