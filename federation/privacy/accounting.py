@@ -1,11 +1,13 @@
 """How much a client's updates tell of one example: epsilon of differential privacy, by dp-accounting.
 
-Neighbouring data sets differ by one example, added or removed; how many examples there are is public. Each step draws
-every example by itself with probability `rate`, and adds noise of `noise` times the clipping norm (Abadi et al. 2016,
-arXiv:1607.00133). Steps are composed by the distributions of their privacy loss, which is close to exact.
+Neighbouring data sets differ by one example, which counts in one of them and for nothing in the other: how many there
+are is public. Each step draws every example by itself with probability `rate`, and adds noise of `noise` times the
+clipping norm (Abadi et al. 2016, arXiv:1607.00133). Steps are composed by the distributions of their privacy loss,
+which is close to exact, and never below it.
 """
 
 import copy
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -14,8 +16,10 @@ from typing import Any
 
 from federation.console import PublicError
 
-LEAST_NOISE, MOST_NOISE = 0.25, 500.0  # in clipping norms; what needs more is told that its epsilon is spent
+LEAST_NOISE, MOST_NOISE = 0.25, 500.0  # in clipping norms
+LEAST_DELTA = 1e-12  # from about 1e-15 downwards dp-accounting finds no epsilon, as it cuts tails off
 CLOSE = 0.99  # of an epsilon is used at least
+AIM = 0.995  # of it: a little room for how steps are put together
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,13 @@ class Accountant:
         for each in spent:
             alike[each.rate, each.noise] += each.number
         for (rate, noise), number in sorted(alike.items()):
-            self._pld.compose(self._event(Steps(rate, noise, number)))
+            self._add(Steps(rate, noise, number))
 
     def with_steps(self, steps: Steps) -> "Accountant":
         """These as well, in a new one."""
         more = copy.copy(self)
         more._pld = copy.deepcopy(self._pld)
-        if steps.number and steps.rate:
-            more._pld.compose(self._event(steps))
+        more._add(steps)
         return more
 
     def epsilon(self, delta: float) -> float:
@@ -58,30 +61,36 @@ class Accountant:
     def noise_for(self, target: float, delta: float, rate: float, number: int) -> float:
         """The least noise, to a hundredth of epsilon, with which so many more steps keep it at target at most.
 
-        Raises Spent. By secants in logarithms, in which epsilon is nearly a straight line, within what is known to be
-        too little and enough; an evaluation takes half a second.
+        LEAST_NOISE where less would do. Raises Spent where MOST_NOISE is not enough. An evaluation takes from a tenth
+        of a second to some seconds, the longer the less noise: hence from 1, and in logarithms, in which epsilon is
+        nearly a straight line and Brent's method needs two or three.
         """
-        aim, slope, noise = math.log(target) - 0.005, -1.5, 1.0
-        too_little, enough = math.log(LEAST_NOISE), math.log(MOST_NOISE)
-        before: tuple[float, float] | None = None
-        while enough - too_little > 1e-4:
-            epsilon = self.with_steps(Steps(rate, noise, number)).epsilon(delta)
-            if CLOSE * target <= epsilon <= 0.999 * target:  # a little room for how steps are put together
-                return noise
-            now = math.log(noise), math.log(max(epsilon, 1e-12))
-            too_little, enough = (now[0], enough) if epsilon > target else (too_little, now[0])
-            if before and before[0] != now[0]:
-                slope = min(-0.01, (now[1] - before[1]) / (now[0] - before[0]))
-            before, guess = now, now[0] + (aim - now[1]) / slope
-            inside = too_little < guess < enough
-            noise = math.exp(guess if inside else (too_little + enough) / 2)
-        if enough == math.log(MOST_NOISE):
-            raise Spent(f"it has spent its epsilon of {target:g} on these examples, and trains no more")
-        return math.exp(enough)
+        from scipy.optimize import brentq  # a dependency of dp-accounting
 
-    def _event(self, steps: Steps) -> Any:
-        gaussian = self._dp.GaussianDpEvent(steps.noise)
-        return self._dp.SelfComposedDpEvent(self._dp.PoissonSampledDpEvent(steps.rate, gaussian), steps.number)
+        @functools.cache
+        def excess(log_noise: float) -> float:
+            epsilon = self.with_steps(Steps(rate, math.exp(log_noise), number)).epsilon(delta)
+            return math.log(max(epsilon, 1e-12) / (AIM * target))
+
+        least, most = math.log(LEAST_NOISE), math.log(MOST_NOISE)
+        low = high = 0.0
+        while excess(high) > 0:
+            if high == most:
+                raise Spent(
+                    f"{number:,} more steps would spend more than its epsilon of {target:g} even with noise of "
+                    f"{MOST_NOISE:g} clipping norms; its owner may raise --dp-epsilon"
+                )
+            low, high = high, min(high + 2, most)
+        while excess(low) <= 0:
+            if low == least:
+                return LEAST_NOISE
+            low, high = max(low - 0.7, least), low
+        return math.exp(brentq(excess, low, high, xtol=1e-3))
+
+    def _add(self, steps: Steps) -> None:
+        if steps.number and steps.rate:
+            event = self._dp.PoissonSampledDpEvent(steps.rate, self._dp.GaussianDpEvent(steps.noise))
+            self._pld.compose(self._dp.SelfComposedDpEvent(event, steps.number))
 
 
 def _dp_accounting() -> tuple[Any, Any]:

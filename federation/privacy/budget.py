@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from federation.config import Recipe
 from federation.console import PublicError
+from federation.privacy.accounting import LEAST_DELTA
 
 FLAGS = ("dp_delta", "dp_clip", "dp_seed", "ledger")  # that say nothing without --dp-epsilon
 
@@ -34,12 +35,13 @@ class Budget:
             value = getattr(budget, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"--dp-{name} must be above 0 and finite, got {value:g}")
-        if not 0 < budget.delta < 1:
-            raise ValueError(
-                f"--dp-delta must be between 0 and 1, below 1 in the number of examples; got {budget.delta:g}"
-            )
+        if not LEAST_DELTA <= budget.delta < 1:
+            between = f"from {LEAST_DELTA:g} to 1, below 1 in the number of examples"
+            raise ValueError(f"--dp-delta must be {between}; got {budget.delta:g}")
         if budget.seed is not None and budget.seed < 0:
             raise ValueError(f"--dp-seed must be at least 0, got {budget.seed}")
+        if budget.ledger == "":
+            raise ValueError("--ledger needs the name of a file, got an empty one")
         return budget
 
 

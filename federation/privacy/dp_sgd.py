@@ -59,13 +59,10 @@ def clipped_sum(module: nn.Module, weights: Tensors, batch: Examples, loss: Loss
     """The sum over a batch of each example's gradient, shortened to an L2 norm of clip; 0 where it is not finite."""
     if not len(batch[0]):
         return {name: torch.zeros_like(each) for name, each in weights.items()}
-    if (
-        isinstance(module, nn.Linear)
-        and len(batch) == 2
-        and batch[0].dim() == 2
-        and len(weights) == len(list(module.parameters()))
-    ):
-        return _of_linear(module, weights, batch, loss, clip)
+    if isinstance(module, nn.Linear) and len(weights) == len(list(module.parameters())):
+        in_closed_form = _of_linear(module, weights, batch, loss, clip)
+        if in_closed_form is not None:
+            return in_closed_form
     gradients = vmap(
         grad(functools.partial(_loss_of_one, module, loss)), (None, *[0] * len(batch)), randomness="different"
     )
@@ -81,23 +78,33 @@ def clipped_sum(module: nn.Module, weights: Tensors, batch: Examples, loss: Loss
 
 def _loss_of_one(module: nn.Module, loss: Loss, weights: Tensors, *example: torch.Tensor) -> torch.Tensor:
     """Of a batch of this example alone."""
-    fixed = {name: each for name, each in module.state_dict().items() if name not in weights}
 
     def network(*inputs: torch.Tensor) -> torch.Tensor:
-        return functional_call(module, {**fixed, **weights}, inputs)
+        return functional_call(module, weights, inputs)
 
     return loss(network, tuple(each[None] for each in example))  # type: ignore[arg-type]
 
 
-def _of_linear(module: nn.Linear, weights: Tensors, batch: Examples, loss: Loss, clip: float) -> Tensors:
-    """In closed form: an example's gradient is its error's outer product with its input."""
-    inputs, targets = batch[0].float(), batch[1]
-    logits = functional_call(module, weights, (inputs,))
+def _of_linear(module: nn.Linear, weights: Tensors, batch: Examples, loss: Loss, clip: float) -> Tensors | None:
+    """In closed form: an example's gradient is its error's outer product with its input.
 
-    def of_one(output: torch.Tensor, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return loss(lambda *_: output[None], (x[None], target[None]))  # type: ignore[arg-type]
+    None where the loss asks the network otherwise than once for one row, of which this is not true.
+    """
 
-    errors = vmap(grad(of_one))(logits, inputs, targets)
+    def of_one(added: torch.Tensor, *example: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        asked: list[torch.Tensor] = []
+
+        def network(x: torch.Tensor) -> torch.Tensor:
+            asked.append(x)
+            return functional_call(module, weights, (x,)) + added
+
+        return loss(network, tuple(each[None] for each in example)), asked  # type: ignore[arg-type]
+
+    nothing = next(iter(weights.values())).new_zeros(len(batch[0]), module.out_features)
+    errors, asked = vmap(grad(of_one, has_aux=True), randomness="different")(nothing, *batch)
+    if len(asked) != 1 or asked[0].shape[1:-1] != (1,):
+        return None
+    inputs = asked[0][:, 0]
     with_bias = inputs.square().sum(1) + (1 if "bias" in weights else 0)
     scale = _scale(errors.norm(dim=1) * with_bias.sqrt(), clip)
     errors = _finite(errors, scale) * scale[:, None]

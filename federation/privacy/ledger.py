@@ -8,19 +8,21 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from federation.console import PublicError
 from federation.pieces import hash_arrays
-from federation.privacy.accounting import Steps
+from federation.privacy.accounting import LEAST_NOISE, Steps
 from federation.process import write_whole
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 FORMAT = 1
+MOST_STEPS = 10**7  # of one training
 
 
 class LedgerError(PublicError):
@@ -55,7 +57,8 @@ class Training:
             value, kind = getattr(self, each.name), each.type
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise ValueError(f"{each.name} of a training is {value!r}")
-        if not (0 < self.rate <= 1 and 0 < self.noise < math.inf and self.steps >= 0 and self.clip > 0):
+        good = 0 < self.rate <= 1 and LEAST_NOISE <= self.noise < math.inf and 0 < self.clip < math.inf
+        if not (good and self.round >= 0 and 0 <= self.steps <= MOST_STEPS):
             raise ValueError("numbers of a training out of range")
 
 
@@ -72,8 +75,9 @@ class Ledger:
     @classmethod
     def open(cls, path: Path, sha256: str, examples: int) -> Self:
         """The ledger at this path, a new one where there is none."""
+        path = Path(os.path.realpath(path))  # a new file in a link's place would leave the old one behind it
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = FileLock(f"{path}.lock")
             lock.acquire(timeout=0)
         except Timeout:
@@ -84,13 +88,13 @@ class Ledger:
         ledger._lock = lock
         try:
             ledger._read()
-            ledger._write()  # that it can be written shows before the first training
-        except LedgerError:
+            ledger._write(ledger.runs, ledger.trainings)  # that it can be written shows before the first training
+        except BaseException:
             lock.release()
             raise
         return ledger
 
-    _lock: Any = None
+    _lock: Any = field(default=None, init=False, repr=False, compare=False)
 
     def close(self) -> None:
         if self._lock:
@@ -109,8 +113,9 @@ class Ledger:
     def begin(self, run: str, partition: int) -> None:
         """Note that this client is in a run from its start, so that it knows all that it spends in it."""
         if run not in self.runs:
-            self.runs[run] = partition
-            self._write()
+            runs = {**self.runs, run: partition}
+            self._write(runs, self.trainings)
+            self.runs = runs
 
     def kept(self, run: str, server_round: int, start: str) -> list[np.ndarray] | None:
         """The newest update, where it is of this round and from this model; None otherwise, or where it is lost."""
@@ -128,26 +133,32 @@ class Ledger:
         """Write a training down; once this returns, its update may leave.
 
         The update goes to disk first. Where the machine stops between the two, nothing has left and nothing is
-        counted; where it stops after them, the update is there to be sent.
+        counted; the one before is lost, and costs again if it is asked for again. Where it stops after them, the update
+        is there to be sent.
         """
-        named = {f"{i:05d}": array for i, array in enumerate(arrays)}
-        try:
-            write_whole(self._update_path, lambda file: np.savez(file, allow_pickle=False, **named))  # type: ignore[arg-type]
-        except OSError as error:
-            raise _unwritable(self.path, error) from None
-        self.trainings.append(training)
-        self._write()
+        named: dict[str, Any] = {f"{i:05d}": array for i, array in enumerate(arrays)}
+        self._write_whole(self._update_path, lambda file: np.savez(file, **named))
+        trainings = [*self.trainings, training]
+        self._write(self.runs, trainings)
+        self.trainings = trainings  # not before it is on disk: kept() gives away what stands here
 
     @property
     def _update_path(self) -> Path:
-        return self.path.with_suffix(".update.npz")
+        return self.path.with_name(f"{self.path.name}.update.npz")
 
-    def _write(self) -> None:
+    def _write(self, runs: dict[str, int], trainings: list[Training]) -> None:
         data = {"sha256": self.sha256, "examples": self.examples}
-        trainings = [dataclasses.asdict(each) for each in self.trainings]
-        told = {"format": FORMAT, "data": data, "runs": self.runs, "trainings": trainings}
+        written = [dataclasses.asdict(each) for each in trainings]
+        told = {"format": FORMAT, "data": data, "runs": runs, "trainings": written}
+        self._write_whole(self.path, lambda file: file.write(json.dumps(told, indent=1).encode()))
+
+    def _write_whole(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
+        def for_owner_alone(file: BinaryIO) -> None:
+            os.chmod(file.name, 0o600)
+            write(file)
+
         try:
-            write_whole(self.path, lambda file: file.write(json.dumps(told, indent=1).encode()))
+            write_whole(path, for_owner_alone)
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
@@ -157,21 +168,24 @@ class Ledger:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise LedgerError(self.path, f"can't be read ({error.strerror}); give this user the right to") from None
-        except ValueError:
+            words = f"can't be read ({error.strerror}); give this user the right to, or name a file with --ledger"
+            raise LedgerError(self.path, words) from None
+        except (ValueError, RecursionError):
             raise _damaged(self.path) from None
         try:
-            data = (told["data"]["sha256"], told["data"]["examples"])
-            runs = {str(run): int(partition) for run, partition in told["runs"].items()}
+            sha256, examples, runs = told["data"]["sha256"], told["data"]["examples"], dict(told["runs"])
             trainings = [Training(**each) for each in told["trainings"]]
-            if told["format"] != FORMAT:
+            numbers = [told["format"], examples, *runs.values()]
+            if not isinstance(sha256, str) or any(type(each) is not int or each < 0 for each in numbers):
                 raise ValueError
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError):
             raise _damaged(self.path) from None
-        if data[1] != self.examples:
-            which = f"{data[1]:,} training examples, and this client has {self.examples:,}"
+        if told["format"] != FORMAT:
+            raise LedgerError(self.path, "is of another version of this program; use that one")
+        if examples != self.examples:
+            which = f"{examples:,} training examples, and this client has {self.examples:,}"
             raise LedgerError(self.path, f"is of {which}; {OTHER}")
-        if data[0] != self.sha256:
+        if sha256 != self.sha256:
             raise LedgerError(self.path, f"is of other training examples than this client has; {OTHER}")
         self.runs, self.trainings = runs, trainings
 
@@ -180,9 +194,12 @@ OTHER = "for examples that are in no other ledger begin a new one with --ledger"
 
 
 def _damaged(path: Path) -> LedgerError:
-    return LedgerError(path, "is damaged; without it nobody knows what was spent: bring it back from a backup")
+    words = "is damaged; without it nobody knows what was spent: bring it back from a backup of after its last training"
+    return LedgerError(path, words)
 
 
 def _unwritable(path: Path, error: OSError) -> LedgerError:
     why = error.strerror or os.strerror(error.errno or 0)
-    return LedgerError(path, f"can't be written ({why}), so there must be no training; free or change the disk")
+    return LedgerError(
+        path, f"can't be written ({why}), so there must be no training; free the disk, or give this user the right to"
+    )

@@ -46,7 +46,7 @@ def poisson_draw(number: int, rate: float, random_bytes: RandomBytes = os.urando
 def _normal_block(size: int, random_bytes: RandomBytes) -> torch.Tensor:
     pairs = 2 * size  # two numbers come of each pair, and four make one
     words = np.frombuffer(random_bytes(16 * pairs), np.uint64).reshape(2, pairs) >> np.uint64(11)
-    uniform = torch.from_numpy(words.astype(np.float64)).add_(0.5).mul_(2.0**-53)  # within (0, 1)
+    uniform = torch.from_numpy(words.astype(np.float64)).add_(0.5).mul_(2.0**-53)  # above 0, up to 1
     radius, angle = uniform[0].log_().mul_(-2).sqrt_(), uniform[1].mul_(2 * torch.pi)
     four = torch.stack([angle.cos(), angle.sin()]).mul_(radius).view(4, size)
     return four.sum(0).div_(2).float()

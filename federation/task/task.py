@@ -176,9 +176,11 @@ class Task:
         models = getattr(self.model, "MODELS", {"network": {}})
         if not isinstance(models, dict) or not models or not all(isinstance(each, dict) for each in models.values()):
             raise self._broken("model", "MODELS", "a dict of dicts, by a network's name", models)
-        private = [each[PRIVATE] for each in models.values() if isinstance(each.get(PRIVATE), dict)]
-        every = [*({**each, PRIVATE: 0} for each in models.values()), *private]
-        values = [value for each in every for value in each.values()]
+        private = [each.get(PRIVATE, {}) for each in models.values()]
+        if not all(isinstance(each, dict) for each in private):
+            raise self._broken("model", "MODELS", f"a dict of defaults under {PRIVATE!r}", models)
+        values = [value for each in models.values() for name, value in each.items() if name != PRIVATE]
+        values += [value for each in private for value in each.values()]
         if not all(isinstance(value, int | float | str) for value in values):
             raise self._broken("model", "MODELS", "defaults that are numbers, words, true or false", models)
         return models
@@ -211,16 +213,25 @@ class Task:
     def private_training(self, network: Any, examples: Any) -> tuple[Any, Any, Callable]:
         """What trains privately, a module; these examples as it takes them; and the mean loss of a batch of them.
 
-        Raises TaskError where an example becomes another one beside others, as of a mean over all of them.
+        Raises TaskError where an example becomes another one beside others, as of a mean over all of them; that is
+        tried with the first.
         """
+        from federation.task.training import check
+
         import torch
 
         told = self.model.private_training(network, examples)
         if not isinstance(told, tuple) or len(told) != 3 or not isinstance(told[0], torch.nn.Module):
             raise self._broken("model", "private_training", "a module, examples, and a loss", told)
+        check(told[1])
+        if any(len(part) != len(examples[0]) for part in told[1]):
+            must, rows = f"as many rows as it got examples, {len(examples[0])}", [len(part) for part in told[1]]
+            raise self._broken("model", "private_training", must, rows)
         alone = self.model.private_training(network, tuple(part[:1] for part in examples))[1]
-        if not all(
-            torch.allclose(one.float(), many[:1].float(), 1e-3, 1e-3) for one, many in zip(alone, told[1], strict=True)
+        firsts = tuple(part[:1] for part in told[1])
+        if [part.shape for part in alone] != [part.shape for part in firsts] or not all(
+            torch.allclose(one.float(), first.float(), 1e-3, 1e-3, equal_nan=True)
+            for one, first in zip(alone, firsts, strict=True)
         ):
             must = "each example by itself, whatever others there are"
             raise self._broken("model", "private_training", must, "another one for it alone")
