@@ -250,7 +250,7 @@ def test_a_task_is_called_as_it_says_and_the_name_of_its_folder_is_told_to_nobod
     assert "wine" in told
     assert "doe" not in told
     with pytest.raises(TaskError, match=r"model.py: NAME must give a word of letters, digits, - and _, gave /home/doe"):
-        write_task(tmp_path / "third", DATA, MODEL + '\nNAME = "/home/doe"\n').name  # noqa: B018
+        write_task(tmp_path / "third", DATA, MODEL + '\nNAME = "/home/doe"\n').name
 
 
 def test_the_smallest_task_is_one_and_everything_else_has_its_default(tmp_path):
@@ -683,3 +683,42 @@ def test_the_ready_made_trainings_learn(module):
     before = module.evaluate(network, (inputs, targets), made)["loss"]
     module.train_round(network, (inputs, targets), made, PART)
     assert module.evaluate(network, (inputs, targets), made)["loss"] < 0.5 * before
+
+
+# Private training
+
+
+def private_task(tmp_path, body: str, models: str = "{'network': {}}"):
+    model = f"{MODEL}\nfrom federation.task.classification import loss\nMODELS = {models}\n\n\n"
+    return write_task(tmp_path / "private", model=f"{model}def private_training(network, examples):\n    {body}\n")
+
+
+TWO = torch.tensor([[1.0, float("nan")], [3.0, 4.0]]), torch.tensor([0, 1])
+
+
+def test_what_trains_privately_is_what_the_task_says(tmp_path):
+    network = nn.Linear(2, 2)
+    told = private_task(tmp_path, "return network, examples, loss").private_training(network, TWO)
+    assert (told[0], told[1]) == (network, TWO)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return network, examples", "must give a module, examples, and a loss"),
+        ("x, y = examples\n    return network, (x - x[:, :1].mean(), y), loss", "each example by itself"),
+        ("x, y = examples\n    return network, (x[:, :len(x)], y), loss", "each example by itself"),
+        ("return network, tuple(each[:1] for each in examples), loss", "as many rows as it got examples, 2"),
+        ("return network, None, loss", "a tuple of tensors"),
+    ],
+)
+def test_what_can_t_train_privately_is_one_line(tmp_path, body, words):
+    with pytest.raises(TaskError, match=words) as caught:
+        private_task(tmp_path, body).private_training(nn.Linear(2, 2), TWO)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("private", ["1", "{'learning_rate': None}"])
+def test_private_defaults_are_a_dict_of_values(tmp_path, private):
+    with pytest.raises(TaskError, match="MODELS must give"):
+        private_task(tmp_path, "pass", f"{{'network': {{'private': {private}}}}}").models

@@ -123,7 +123,7 @@ class Ledger:
         if newest is None or (newest.run, newest.round, newest.start) != (run, server_round, start):
             return None
         try:
-            with np.load(self._update_path, allow_pickle=False) as file:
+            with open(self._update_path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = [file[f"{i:05d}"] for i in range(len(file.files))]
         except Exception:  # of a damaged file many kinds
             return None
