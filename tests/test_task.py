@@ -720,5 +720,5 @@ def test_what_can_t_train_privately_is_one_line(tmp_path, body, words):
 
 @pytest.mark.parametrize("private", ["1", "{'learning_rate': None}"])
 def test_private_defaults_are_a_dict_of_values(tmp_path, private):
-    with pytest.raises(TaskError, match="MODELS must give"):
-        private_task(tmp_path, "pass", f"{{'network': {{'private': {private}}}}}").models
+    with pytest.raises(TaskError, match=r": MODELS must give"):
+        _ = private_task(tmp_path, "pass", f"{{'network': {{'private': {private}}}}}").models
