@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -96,10 +97,9 @@ class Ledger:
         if self._lock:
             self._lock.release()
 
-    @property
-    def steps(self) -> list[Steps]:
-        """All that was spent."""
-        return [Steps(each.rate, each.noise, each.steps) for each in self.trainings]
+    def steps_of(self, is_meant: Callable[[str], bool] = lambda run: True) -> list[Steps]:
+        """What was spent in the runs that are meant, all of them as it is."""
+        return [Steps(each.rate, each.noise, each.steps) for each in self.trainings if is_meant(each.run)]
 
     @property
     def void(self) -> bool:
@@ -132,7 +132,7 @@ class Ledger:
         """
         named = {f"{i:05d}": array for i, array in enumerate(arrays)}
         try:
-            write_whole(self._update_path, lambda file: np.savez(file, allow_pickle=False, **named))  # type: ignore[arg-type]
+            write_whole(self._update_path, lambda file: np.savez(file, allow_pickle=False, **named))
         except OSError as error:
             raise _unwritable(self.path, error) from None
         self.trainings.append(training)
