@@ -14,8 +14,8 @@ from federation.config import Recipe
 from federation.pieces import InPieces
 from federation.protocol import Assignment, read_summary
 from federation.results.history import History
+from federation.results.privacy import who_learns_what
 from federation.results.run_folder import Run, RunFolder
-from federation.results.tables import who_learns_what
 from federation.security.audit import open_audit
 from federation.security.audit_check import compare, read_record
 from federation.security.identity import Identity
