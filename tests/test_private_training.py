@@ -17,6 +17,7 @@ from federation.privacy.budget import Budget
 from federation.privacy.ledger import LedgerError
 from federation.privacy.private_training import PrivateClient, PrivateClients
 from federation.protocol import Assignment
+from federation.security.audit_check import compare, read_record
 from federation.task.classification import loss
 from federation.task.weights import get_weights, set_weights
 
@@ -433,6 +434,10 @@ def test_a_client_that_is_killed_before_its_update_leaves_sends_the_same_after_i
         came = [json.loads(line) for line in (run.run_dir / "audit.jsonl").read_text().splitlines()]
         updates = [line["sha256"] for line in came if line["kind"] == "update"]
         assert updates == [each["update"] for each in trainings()]
+        record = read_record(next((tmp_path / "audit").glob("*.jsonl")))
+        assert not compare(read_record(run.run_dir / "audit.jsonl"), record)
+        epsilons = [line["privacy"]["dp_epsilon"] for line in record.lines if line["kind"] == "update"]
+        assert epsilons == sorted(epsilons) and 0 < epsilons[0] < epsilons[2] <= 3  # its own among them
         rows = run.history()["rounds"]
         assert 0 < rows[1]["epsilon_by_client"]["0"] < rows[3]["epsilon_by_client"]["0"] <= 3
         assert rows[3]["delta_by_client"] == {"0": 1e-3}
