@@ -437,7 +437,7 @@ def test_a_client_that_is_killed_before_its_update_leaves_sends_the_same_after_i
         record = read_record(next((tmp_path / "audit").glob("*.jsonl")))
         assert not compare(read_record(run.run_dir / "audit.jsonl"), record)
         epsilons = [line["privacy"]["dp_epsilon"] for line in record.lines if line["kind"] == "update"]
-        assert epsilons == sorted(epsilons) and 0 < epsilons[0] < epsilons[2] <= 3  # its own among them
+        assert 0 < epsilons[0] < epsilons[1] < epsilons[2] <= 3
         rows = run.history()["rounds"]
         assert 0 < rows[1]["epsilon_by_client"]["0"] < rows[3]["epsilon_by_client"]["0"] <= 3
         assert rows[3]["delta_by_client"] == {"0": 1e-3}
