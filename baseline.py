@@ -1,6 +1,7 @@
 """The same training without federation: one model on all the clients' examples, and each client on its own alone."""
 
 import argparse
+import dataclasses
 import time
 from typing import Any
 
@@ -79,6 +80,10 @@ def clients_examples(task: Task, dataset: Any, recipe: Recipe, history: History)
 
 def compare(args: argparse.Namespace, device: str) -> None:
     folder, history, recipe, task, dataset = evaluate.open_run(args)
+    if recipe.private_training:
+        say(f"the run trained privately; here {recipe.model} trains by its ordinary recipe, without privacy")
+        ordinary: dict[str, Any] = {"private_training": False, "batch_size": None, "learning_rate": None, "own": None}
+        recipe = task.complete(dataclasses.replace(recipe, **ordinary))
     rounds = history.by_round()[-1].round
     if rounds < 1:
         fail(f"--run {args.run} has not finished its first round; there is nothing to compare with", 2)

@@ -23,6 +23,7 @@ EXAMPLES = """\
 examples:
   python demo.py                                              CIFAR-10, or generated images where it can't be had
   python demo.py --dataset my-images --clients 5
+  python demo.py --dp-epsilon 3                               with differential privacy
   python demo.py --compare -- --partitioner dirichlet --alpha 0.1
 """
 LEARNED_NOTHING = "accuracy means nothing for CIFAR-10"
@@ -136,6 +137,7 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--clients", type=int, metavar="N", help="how many (default: 3, or one for each data set)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="server rounds")
     add_data_flags(parser, several=True)
+    parser.add_argument("--dp-epsilon", metavar="E", help="private training, each client to this epsilon")
     parser.add_argument("--compare", action="store_true", help="then train without federation too, and compare")
     parser.add_argument("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     own, server = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
@@ -169,6 +171,7 @@ def main() -> int:
     datasets = [_whole(choose_dataset(task, name, args)) for name in args.dataset or [None]]
     if len(datasets) > 1:
         server_options = ["--partitioner", "local", *server_options]
+    server_options = ["--private-training", *server_options] if args.dp_epsilon else server_options
     address = f"127.0.0.1:{free_port()}"
     run_dir = (Path(args.run_dir) if args.run_dir else new_run_dir()).resolve()
     own = ["--task", str(task.folder)] if args.task else []
@@ -187,6 +190,8 @@ def main() -> int:
             where = ["--server", address, "--dataset", datasets[number % len(datasets)], *data_dir]
             # Clients get partitions by themselves; asked for, the numbers on the screen agree.
             where += ["--partition-id", str(number), "--wait", "60", "--audit", str(run_dir / "audit")]
+            if args.dp_epsilon:
+                where += ["--dp-epsilon", args.dp_epsilon, "--ledger", str(run_dir / f"ledger-client-{number}.json")]
             processes.start(f"client {number}", ["client.py", *where])
         codes = processes.wait()
     finally:

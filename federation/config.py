@@ -92,7 +92,8 @@ class Recipe(Settings):
 
         Raises PublicError, one line, where the task has not what was asked for.
         """
-        name = self.model or next(iter(models))
+        fit = [name for name in models if self.private_training and PRIVATE in models[name]]
+        name = self.model or next(iter(fit or models))
         if name not in models:
             raise PublicError(f"--model must be one of the task's ({', '.join(models)}), got {clean(name, 40)!r}")
         defaults = {"batch_size": 32, "learning_rate": 0.05, **models[name]}

@@ -19,12 +19,25 @@ def test_without_flags_there_is_no_private_training():
 
 def test_epsilon_alone_is_enough_and_each_flag_counts():
     assert budget("--dp-epsilon", "3") == Budget(3, delta=1e-5, clip=1.0, ledger=None, seed=None)
-    all_flags = ["--dp-epsilon", "8", "--dp-delta", "1e-6", "--dp-clip", "0.5", "--ledger", "a.json", "--dp-seed", "0"]
-    assert budget(*all_flags) == Budget(8, 1e-6, 0.5, "a.json", 0)
+    all_flags = [
+        "--dp-epsilon",
+        "8",
+        "--dp-epsilon-per-run",
+        "2",
+        "--dp-delta",
+        "1e-6",
+        "--dp-clip",
+        "0.5",
+        "--ledger",
+        "a.json",
+        "--dp-seed",
+        "0",
+    ]
+    assert budget(*all_flags) == Budget(8, 2, 1e-6, 0.5, "a.json", 0)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "-inf"])
-@pytest.mark.parametrize("flag", ["--dp-epsilon", "--dp-clip"])
+@pytest.mark.parametrize("flag", ["--dp-epsilon", "--dp-epsilon-per-run", "--dp-clip"])
 def test_epsilon_and_clip_are_above_0_and_finite(flag, value):
     others = [] if flag == "--dp-epsilon" else ["--dp-epsilon", "3"]
     with pytest.raises(ValueError, match=rf"^{flag} must be above 0 and finite, got {value}$"):
@@ -44,7 +57,10 @@ def test_a_seed_is_not_negative_and_a_ledger_has_a_name():
         budget("--dp-epsilon", "3", "--ledger", "")
 
 
-@pytest.mark.parametrize("flag", ["--dp-delta=1e-6", "--dp-clip=1", "--dp-seed=0", "--ledger=a.json", "--dp-delta=0"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--dp-epsilon-per-run=1", "--dp-delta=1e-6", "--dp-clip=1", "--dp-seed=0", "--ledger=a.json", "--dp-delta=0"],
+)
 def test_other_flags_need_an_epsilon(flag):
     with pytest.raises(ValueError, match=rf"^{flag.partition('=')[0]} needs --dp-epsilon, which turns private .* on$"):
         budget(flag)

@@ -460,6 +460,7 @@ def test_cifar10_is_downloaded_once(mirror, tmp_path):
 
 
 @careless_archive
+@pytest.mark.slow
 def test_a_complete_cifar10_is_used_without_writing_and_a_damaged_file_of_it_is_named(mirror, tmp_path):
     Cifar10(str(tmp_path))
     (tmp_path / ".download.lock").unlink(missing_ok=True)

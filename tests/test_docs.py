@@ -61,7 +61,7 @@ AFTERWARDS = re.compile(
     r"python (evaluate\.py|baseline\.py|classify\.py|-m federation\.(report|verify|audit)) "
 )  # on a finished run
 SHELL = re.compile("&&|>")  # more than one program
-OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|--secure|--stay|--sweep|--again|-m )")
+OTHER = re.compile(f"{AFTERWARDS.pattern}|.*(secret|identity|--secure|--private|--dp-|--stay|--sweep|--again|-m )")
 PLAIN = [c for c in COMMANDS if c.startswith("python") and not OTHER.match(c) and not SHELL.search(c)]
 
 # Commands
@@ -192,6 +192,19 @@ def test_the_commands_for_secure_aggregation_make_a_run(tmp_path):
         assert "secure aggregation: in 1 rounds the sum of 3 updates; no single one" in running.ends(0)
 
 
+PRIVATE = [command for command in COMMANDS if re.search("--private-training|--dp-", command)]
+
+
+def test_the_commands_for_private_training_make_a_run(tmp_path):
+    (server,) = (shlex.split(each)[2:] for each in PRIVATE if "server.py" in each)
+    (client,) = (shlex.split(each)[2:] for each in PRIVATE if "client.py" in each)
+    with Federation(tmp_path) as federation:
+        running = federation.server(*server, *QUICK, "--clients", 1)
+        federation.client(*client, cwd=tmp_path)
+        assert "differential privacy: epsilon 2.9" in running.ends(0)
+    assert len([*(tmp_path / "privacy").glob("*.json")]) == 1
+
+
 def test_the_page_on_members_leads_from_nothing_to_a_verified_record(tmp_path, venv):
     """Its commands in their order; the clients are tiny ones whose training takes half a second."""
     block = PAGES["docs/deploy.md"].partition("from nothing to a verified record\n")[2]
@@ -306,6 +319,7 @@ def test_every_command_is_one_that_a_test_runs():
     for command in COMMANDS:
         runners = [AFTERWARDS.match(command), command in SECURED, SHELL.search(command), command in PLAIN]
         runners += [command in MEMBERS, command in MANY_RUNS, command == AGAIN, command in SECURE]
+        runners += [command in PRIVATE]
         assert command.startswith("make") or sum(map(bool, runners)) == 1, command
     assert len(COMMANDS) >= 10
 

@@ -65,7 +65,7 @@ def test_a_training_is_on_disk_when_charge_returns(ledger, monkeypatch):
     monkeypatch.undo()
     found = again(ledger)
     assert found.trainings == [training()]
-    assert found.steps == [Steps(0.1, 1.5, 10)]
+    assert found.steps_of() == [Steps(0.1, 1.5, 10)]
     found.close()
 
 

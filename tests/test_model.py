@@ -46,7 +46,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=model.NETWORKS)
+SLOW = "cnn-large"  # cnn but wider: what holds for that is looked at by `make test`
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name == SLOW)) for name in model.NETWORKS])
 def name(request) -> str:
     return request.param
 

@@ -14,8 +14,8 @@ from federation.config import Recipe
 from federation.pieces import InPieces
 from federation.protocol import Assignment, read_summary
 from federation.results.history import History
+from federation.results.privacy import who_learns_what
 from federation.results.run_folder import Run, RunFolder
-from federation.results.tables import who_learns_what
 from federation.security.audit import open_audit
 from federation.security.audit_check import compare, read_record
 from federation.security.identity import Identity
@@ -229,6 +229,31 @@ def test_the_same_bits_come_of_other_masks(tmp_path):
         server.federate()
         weights.append([array.tobytes() for array in server.weights])
     assert weights[0] == weights[1]
+
+
+class Private(Learner):
+    """As the client of private training: no loss of its training, and what it has spent beside its scores."""
+
+    def fit(self, parameters, config):
+        weights, examples, _ = super().fit(parameters, config)
+        return weights, examples, {}
+
+    def evaluate(self, parameters, config):
+        loss, examples, metrics = super().evaluate(parameters, config)
+        return loss, examples, {**metrics, "dp_epsilon": self.trained * 0.5, "dp_delta": 1e-5}
+
+
+def test_with_private_training_the_sum_is_the_same_without_any_loss_of_the_training(tmp_path, capsys):
+    learners = [Private(step, n) for step, n in zip((1.0, 2.0, 4.0), (10, 20, 10), strict=True)]
+    server = federation(tmp_path, learners, private_training=True)
+    server.federate()
+    assert server.exit_code == 0
+    assert server.weights[0] == pytest.approx([4.5, 4.5], abs=1e-6)
+    assert server.history.rounds[-1].train_metrics == {}
+    assert server.history.rounds[-1].by_client["epsilon"] == {"0": 1.0, "1": 1.0, "2": 1.0}
+    said = capsys.readouterr().out
+    assert "secure aggregation: in 2 rounds the sum of 3 updates; no single one" in said
+    assert "differential privacy: epsilon 1.00 at delta 1e-05 at most" in said
 
 
 @pytest.mark.parametrize("moment", ["mask", "fetch"])

@@ -1,6 +1,7 @@
 """A client that stays for the next run: what it says, when it comes back, and what alone ends it."""
 
 import weakref
+from types import SimpleNamespace
 
 from federation.client import connection, staying
 from federation.client import policy as policy_module
@@ -57,6 +58,8 @@ def take_part(monkeypatch, capsys):
 
     def play(*streams: list, more: int = 0, client=Client, fatal=(), policy=lambda: Policy(), finished=None, keep=True):
         server = Server(monkeypatch, *streams)
+        if keep:  # nothing is let go, and to look for it among all objects of the tests takes a while
+            monkeypatch.setattr(staying, "gc", SimpleNamespace(collect=lambda: 0))
         sessions: list[Session] = []
 
         def new_session(left_run: str) -> Session:

@@ -250,7 +250,7 @@ def test_a_task_is_called_as_it_says_and_the_name_of_its_folder_is_told_to_nobod
     assert "wine" in told
     assert "doe" not in told
     with pytest.raises(TaskError, match=r"model.py: NAME must give a word of letters, digits, - and _, gave /home/doe"):
-        write_task(tmp_path / "third", DATA, MODEL + '\nNAME = "/home/doe"\n').name
+        _ = write_task(tmp_path / "third", DATA, MODEL + '\nNAME = "/home/doe"\n').name
 
 
 def test_the_smallest_task_is_one_and_everything_else_has_its_default(tmp_path):

@@ -11,6 +11,7 @@ from federation.compression import travels_as, unpack
 from federation.config import ACCURACY, METRIC_NAME, Metric
 from federation.console import clean
 from federation.pieces import InPieces, StoredArray, block, blocks
+from federation.protocol import DP_DELTA, DP_EPSILON
 
 import numpy as np
 from flwr.common import EvaluateRes, FitRes, Parameters
@@ -20,7 +21,7 @@ TRAIN_LOSS = TRAIN + "loss"
 MOST_METRICS = 16  # of one answer
 # In history.json's rows, and columns of the tables
 TAKEN = {"round", "taken_back", "made_from", "clients", "seconds", "bytes_received", "updates", "time", "evaluated"}
-TAKEN |= {"received", "version", "staleness", "utc", "weights_sha256"}
+TAKEN |= {"received", "version", "staleness", "utc", "weights_sha256", "epsilon", "delta", DP_EPSILON, DP_DELTA}
 NOTHING = np.zeros(0)
 SUM = -1  # stands for a partition where many clients' updates came as one
 
@@ -57,6 +58,8 @@ class Score:
     partition: int
     examples: int
     metrics: dict[str, float]  # "loss" among them
+    epsilon: float | None = None  # that it says to have spent, where it trains privately...
+    delta: float | None = None  # ...and its delta
 
 
 def read_weights(parameters: Parameters, buffer_positions: Sequence[int] = ()) -> list[np.ndarray]:
@@ -81,18 +84,24 @@ def travelled(parameters: Parameters) -> Sequence[Any] | None:
 
 
 def validate_fit(
-    res: FitRes, partition: int, weights: list[np.ndarray], declared: int, compress: str = "none"
+    res: FitRes,
+    partition: int,
+    weights: list[np.ndarray],
+    declared: int,
+    compress: str = "none",
+    private: bool = False,
 ) -> Update:
     """A client's update, if it is fit to count next to `weights`. Raises BadUpdate with the reason.
 
-    It must have come as `compress` has it, and is returned in the dtypes of `weights`.
+    It must have come as `compress` has it, and is returned in the dtypes of `weights`. private: it comes without
+    the loss of its training.
     """
     _check_told(res.metrics, res.num_examples, declared)
     update = _read_update(res.parameters, weights, compress)
     _check_numbers([NOTHING if _is_constant(new, old) else new for new, old in zip(update, weights, strict=True)])
-    if not _is_finite(res.metrics.get(TRAIN_LOSS)):
+    if not private and not _is_finite(res.metrics.get(TRAIN_LOSS)):
         raise BadUpdate(f"its training loss is {clean(res.metrics.get(TRAIN_LOSS), 40)}")
-    read = _read_metrics(res.metrics, (TRAIN_LOSS,))
+    read = {} if private else _read_metrics(res.metrics, (TRAIN_LOSS,))
     metrics = {TRAIN + name.removeprefix(TRAIN): value for name, value in read.items()}
     return Update(partition, update, res.num_examples, metrics)
 
@@ -146,7 +155,12 @@ def validate_evaluate(res: EvaluateRes, partition: int, declared: int, main: Met
     metrics = {name: value for name, value in read.items() if not name.startswith(TRAIN)}
     if main.name not in metrics and _is_finite(told.get(main.name)):  # as a table's column is called so
         raise BadUpdate(f"its main metric is called {clean(main.name, 40)}, a name that is taken; choose another")
-    return Score(partition, res.num_examples, metrics)
+    epsilon, delta = (_spent(told.get(name)) for name in (DP_EPSILON, DP_DELTA))
+    return Score(partition, res.num_examples, metrics, epsilon, delta)
+
+
+def _spent(value: Any) -> float | None:
+    return float(value) if _is_finite(value) and value >= 0 else None
 
 
 def _read_metrics(told: dict, needed: Sequence[str]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from federation.client.session import Session
 from federation.config import Recipe
 from federation.console import PublicError, clean
+from federation.privacy.budget import check_budget
 from federation.privacy.disclosure import host_name, summarise
 from federation.protocol import Assignment
 from federation.task.task import open_task
@@ -97,6 +98,7 @@ class Node(Session):
 
         def open_and_do() -> object:
             self.assignment = read_assignment(self.context)
+            check_budget(None, self.assignment.recipe)
             self.client = self.open_client(self.assignment)
             return task()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from federation.console import Parser, add_log_flags, start_log
 from federation.net import parse_address
+from federation.privacy.budget import Budget, add_budget_flags
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 DATASETS = "cifar10, synthetic (generated), or a FOLDER of train|test/<class>/*"
@@ -69,11 +70,16 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
     add("--server-key", metavar="FILE", help="the server's .pub file: take part in no other server's runs")
     add("--ca-certificate", metavar="FILE", help="the authority of the server's TLS certificate; turns TLS on")
     add_log_flags(parser)
+    add_budget_flags(parser)
     args = parser.parse_args(argv)
     try:
         parse_address(args.server)
     except ValueError as error:
         parser.error(f"--server {error}")
+    try:
+        args.budget = Budget.from_args(args)
+    except ValueError as error:
+        parser.error(str(error))
     if args.peers and not args.identity:
         parser.error(f"--peers {args.peers} needs --identity, the key by which the others know this client")
     if args.partition_id is not None and args.partition_id < 0:

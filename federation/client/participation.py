@@ -14,6 +14,7 @@ from federation.client.staying import stay
 from federation.client.summary import about, final_score, show_final_model
 from federation.console import fail
 from federation.privacy.masking import Summed
+from federation.privacy.private_training import PrivateClients
 from federation.protocol import Assignment
 from federation.security.audit import audit_folder, open_audit
 from federation.security.credentials import ClientCredentials
@@ -35,6 +36,7 @@ def take_part(args: argparse.Namespace, open_data: OpenData) -> None:
     folder = audit_folder(args.audit)
     summed = Summed.load(folder, credentials.identity)
     open_client, classes = open_data()
+    open_client = PrivateClients(open_client, args.budget)
 
     def new_session(left_run: str = "") -> Session:
         return Session(

@@ -139,7 +139,8 @@ class Session(NumPyClient):
         say(f"{title(config)}: trained on {examples:,} examples in {seconds:.1f} s{losses}")
         if self.masking:
             weights = clip(weights, start, most) if start else weights
-            return [], examples, self._entry(self.masking.seal_update(weights, float(metrics["train_loss"]), examples))
+            loss = float(metrics.get("train_loss", 0.0))  # which a private client doesn't tell
+            return [], examples, self._entry(self.masking.seal_update(weights, loss, examples))
         packed = pack(weights, self._recipe.compress)
         self._record("update", config["server_round"], packed)
         if "in_pieces" in config:
@@ -270,6 +271,7 @@ class Session(NumPyClient):
         """
         what: dict[str, Any] = {"sender": SERVER} if came_in else {"receiver": SERVER}
         if self.audit.path:
+            self.audit.privacy |= getattr(self.client, "spent", {})
             if key:
                 what["key"] = key  # by which we know the server
             if arrays is not None:

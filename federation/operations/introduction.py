@@ -32,5 +32,6 @@ def entered(args: argparse.Namespace, hosts: list[str]) -> str:
     flags += ["--secret-file", Path(args.secret_file).name] if args.secret_file else []
     flags += ["--identity", "FILE"] if args.members else []
     flags += ["--peers", "FILE"] if args.members and args.recipe.secure_aggregation else []
+    flags += ["--dp-epsilon", "E"] if args.recipe.private_training else []
     secret = not args.secret_file and not args.members and os.environ.get("FEDERATION_SECRET")
     return command_line("python", "client.py", *flags) + (", with the server's FEDERATION_SECRET" if secret else "")

@@ -9,7 +9,7 @@ from federation.config import Recipe
 from federation.console import PublicError
 from federation.privacy.accounting import LEAST_DELTA
 
-FLAGS = ("dp_delta", "dp_clip", "dp_seed", "ledger")  # that say nothing without --dp-epsilon
+FLAGS = ("dp_epsilon_per_run", "dp_delta", "dp_clip", "dp_seed", "ledger")  # that say nothing without --dp-epsilon
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Budget:
     """A client's own flags; no server can change them."""
 
     epsilon: float  # of all updates in the ledger together
+    epsilon_per_run: float | None = None  # the most of it that one run may spend; None: all that is left
     delta: float = 1e-5
     clip: float = 1.0  # L2 norm of one example's gradient
     ledger: str | None = None  # path; None: named by the examples
@@ -31,10 +32,10 @@ class Budget:
                 raise ValueError(f"--{name.replace('_', '-')} needs --dp-epsilon, which turns private training on")
             return None
         budget = cls(args.dp_epsilon, **{name.removeprefix("dp_"): value for name, value in given.items()})
-        for name in ("epsilon", "clip"):
+        for name in ("epsilon", "epsilon_per_run", "clip"):
             value = getattr(budget, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"--dp-{name} must be above 0 and finite, got {value:g}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--dp-{name.replace('_', '-')} must be above 0 and finite, got {value:g}")
         if not LEAST_DELTA <= budget.delta < 1:
             between = f"from {LEAST_DELTA:g} to 1, below 1 in the number of examples"
             raise ValueError(f"--dp-delta must be {between}; got {budget.delta:g}")
@@ -48,6 +49,7 @@ class Budget:
 def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument_group("private training: how much may leave, in all runs together").add_argument
     add("--dp-epsilon", type=float, metavar="E", help="train with differential privacy, to this epsilon and no further")
+    add("--dp-epsilon-per-run", type=float, metavar="E", help="of it, the most for one run (default: all that is left)")
     add("--dp-delta", type=float, metavar="D", help=f"its delta (default: {Budget.delta:g})")
     add(
         "--dp-clip", type=float, metavar="C", help=f"shorten each example's gradient to this (default: {Budget.clip:g})"

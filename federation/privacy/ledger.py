@@ -100,10 +100,9 @@ class Ledger:
         if self._lock:
             self._lock.release()
 
-    @property
-    def steps(self) -> list[Steps]:
-        """All that was spent."""
-        return [Steps(each.rate, each.noise, each.steps) for each in self.trainings]
+    def steps_of(self, is_meant: Callable[[str], bool] = lambda run: True) -> list[Steps]:
+        """What was spent in the runs that are meant, all of them as it is."""
+        return [Steps(each.rate, each.noise, each.steps) for each in self.trainings if is_meant(each.run)]
 
     @property
     def void(self) -> bool:

@@ -11,6 +11,7 @@ from federation.config import ACCURACY, LOSS, Metric
 BY_CLIENT = "_by_client"
 MEMBERS = "members"  # of the config: name and key by partition
 STEP_SIZE, COSINE = "step_size", "cosine"  # of each update, in by_client
+EPSILON, DELTA = "epsilon", "delta"  # of each client that trains privately, as it says, in by_client
 WEIGHT = "weight"  # in the mean, of each update that counts, in by_client; all together 1
 NESTED = ("metrics", "train_metrics", "by_client", "rounds_worth", "main_metric")  # of a record, and not of its row
 

@@ -7,7 +7,8 @@ from html import escape
 
 from federation.results.comparison import Baseline, comparison, verdict
 from federation.results.history import COSINE, MEMBERS, STEP_SIZE, History, RoundRecord
-from federation.results.tables import all_cells, remarks, score, who_learns_what
+from federation.results.privacy import EPSILON_MEANS, spent_in_words, who_learns_what
+from federation.results.tables import all_cells, remarks, score
 
 # The policy holds the page to its word: whatever text came in from a client, nothing is run or fetched.
 HEAD = """<!doctype html>
@@ -112,6 +113,8 @@ def run_page(
     elif any(record.by_client.get(STEP_SIZE) for record in history.rounds):
         body += ["<h2>Steps</h2>", f"<p>{STEPS}</p>", table(_steps(history))]
     body += ["<h2>Who learns what</h2>", table(who_learns_what(config), words=(0, 1, 2, 3))]
+    if config.get("private_training"):
+        body += [f"<p>{escape(spent_in_words(history))}</p>", f'<p class="note">{escape(EPSILON_MEANS)}</p>']
     body += ["<h2>Rejected updates</h2>", _rejected(history), "<h2>Joins and leaves</h2>", _events(history)]
     settings = {key.replace("_", " "): value for key, value in config.items() if key not in NO_SETTINGS}
     settings |= {f"set {key}": value for key, value in (config.get("own") or {}).items()}

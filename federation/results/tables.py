@@ -1,10 +1,8 @@
 """The tables of a run: what is said of each round, the same in the terminal and on the page."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from federation.config import LOSS, Metric
 from federation.results.history import History, RoundRecord, VersionRecord, main_first
+from federation.results.privacy import epsilon_of
 
 WIDTHS = {  # of a metric, eight
     "round": {"round": 5, "clients": 7, "loss": 6, "seconds": 7, "received": 9},
@@ -53,7 +51,8 @@ def cells(record: RoundRecord, names: list[str], history: History) -> dict[str, 
         made = {"version": str(record.round), "clients": clients, "staleness": staleness}
         return {**made, **scores, "at second": f"{record.time:.1f}", **received}
     done = {"round": str(record.round), "clients": str(record.clients)}
-    return {**done, **scores, "seconds": f"{record.seconds:.1f}", **received}
+    private = {"epsilon": epsilon_of(record, history)} if history.config.get("private_training") else {}
+    return {**done, **scores, "seconds": f"{record.seconds:.1f}", **received, **private}
 
 
 def all_cells(history: History) -> list[list[str]]:
@@ -95,20 +94,3 @@ def size(num_bytes: float) -> str:
 def in_columns(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-
-
-def who_learns_what(config: Mapping[str, Any]) -> list[list[str]]:
-    """What each party gets to know of a client, by the settings in use; the first row is the head."""
-    secure = bool(config.get("secure_aggregation"))
-    rows = [
-        ["", "server", "other clients", "reader of the model"],
-        ["examples", "no", "no", "no"],
-        ["each client's update", "no" if secure else "yes", "no", "no"],
-        ["the weighted sum of all updates", "yes", "the model made of it", "the last one"],
-        ["examples by class", "no" if secure else "yes, where the client says so", "no", "no"],
-        ["number of training examples", "yes", "yes" if secure else "its part of all", "its part of all"],
-        ["sums over its columns, where they are scaled alike", "yes", "no", "no"],
-        ["loss of its training", "the mean of all" if secure else "yes", "no", "no"],
-        ["scores on its test examples", "yes", "no", "no"],
-    ]
-    return rows

@@ -44,7 +44,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "session": str,  # names a client's process: the same at both sides
     "bytes": int,
     "sha256": (str, type(None)),  # null where what came in holds no readable arrays
-    "privacy": dict,  # settings of the recipe, by name
+    "privacy": dict,  # settings of the recipe, by name, and what a client that trains privately has spent
     "head": str,  # the other party's, of its newest line when it was told
     "key": str,  # public key of the party that "from" names, as hex
     "signature": str,  # with that key, of signed_text(run, round, head)

@@ -135,9 +135,10 @@ class Acceptance:
 
     def update(self, number: int, participant: Participant, res: FitRes, weights: list[np.ndarray]) -> Update | None:
         """A valid update; None, in public, where it must not count. weights: what it started from."""
-        partition, compress = participant.partition, self.clients.recipe.compress
+        partition, recipe = participant.partition, self.clients.recipe
         try:
-            return validate_fit(res, partition, weights, participant.train_examples, compress)
+            declared, private = participant.train_examples, recipe.private_training
+            return validate_fit(res, partition, weights, declared, recipe.compress, private)
         except BadUpdate as bad:
             self.reject(number, partition, bad)
             return None

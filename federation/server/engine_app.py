@@ -180,6 +180,9 @@ def read_run_config(run_config: dict, clients: int) -> argparse.Namespace:
     if args.recipe.secure_aggregation:
         why = "Flower's engines make a client anew for each message, and it would forget what it masked"
         raise ValueError(f"run config: secure-aggregation can't be had here: {why}; use server.py and client.py")
+    if args.recipe.private_training:
+        why = "nodes have no flags for an epsilon and a ledger of their own"
+        raise ValueError(f"run config: private-training can't be had here: {why}; use server.py and client.py")
     return args
 
 

@@ -91,14 +91,16 @@ def parse_args(description: str | None, argv: list[str] | None = None) -> argpar
             args.recipe, args.settings, args.config = _repeated(args, given)
         else:
             args.recipe = _of(Recipe, given)
-            usual = {"outlier_factor": 0.0, "min_clients": LEAST} if args.recipe.secure_aggregation else {}
-            args.settings = _of(ServerSettings, {**usual, **given})
+            args.settings = _of(ServerSettings, {**_usual(args.recipe), **given})
             args.config = {**dataclasses.asdict(args.recipe), **dataclasses.asdict(args.settings)}
         args.partitions = max(args.settings.clients, args.config["clients"])  # of a resumed run, those that it had
         updates = args.recipe.rounds * args.settings.clients
         if args.settings.mode == "async" and args.settings.buffer_size > updates:
             what = f"the run's {updates} updates (rounds x clients)"
             raise ValueError(f"--buffer-size must be between 1 and {what}, got {args.settings.buffer_size}")
+        if args.recipe.private_training and args.settings.mode == "async":
+            words = "--private-training plans the noise of each client for a number of rounds"
+            raise ValueError(f"{words}; leave out --mode async")
         for problem in itertools.chain(_unfit_for_sums(args, given), _problems(args)):
             raise ValueError(problem)
     except ValueError as error:
@@ -128,7 +130,17 @@ def describe(args: argparse.Namespace) -> str:
     if settings.mode == "async":
         return f"fedbuff{model}, {recipe.rounds * settings.clients} updates"
     secure = ", secure aggregation" if recipe.secure_aggregation else ""
-    return f"{settings.strategy}{model}, {recipe.rounds} rounds{secure}"
+    private = ", private training" if recipe.private_training else ""
+    return f"{settings.strategy}{model}, {recipe.rounds} rounds{secure}{private}"
+
+
+def _usual(recipe: Recipe) -> dict:
+    """Of settings that depend on the recipe, what they are where nothing else is given.
+
+    An update of private training is mostly noise, whose size is the client's own affair.
+    """
+    usual: dict = {"min_clients": LEAST} if recipe.secure_aggregation else {}
+    return {**usual, "outlier_factor": 0.0} if recipe.secure_aggregation or recipe.private_training else usual
 
 
 def _of(kind: type[SomeSettings], values: dict) -> SomeSettings:

@@ -12,15 +12,16 @@ from federation import model_file
 from federation.aggregation.means import mean_metrics
 from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy
-from federation.aggregation.validation import Update
+from federation.aggregation.validation import Score, Update
 from federation.compression import TooLarge, as_sent, num_bytes
 from federation.console import clean, command_line, say, show_fault
 from federation.participants import column_statistics
 from federation.participants.client_manager import ClientManager, Participant, different_classes
 from federation.participants.provenance import provenance, software
 from federation.protocol import BEGINS, as_stored, from_stored, presence
-from federation.results.history import COSINE, MEMBERS, STEP_SIZE, WEIGHT, RoundRecord
+from federation.results.history import COSINE, DELTA, EPSILON, MEMBERS, STEP_SIZE, WEIGHT, RoundRecord
 from federation.results.observers import Observers
+from federation.results.privacy import spent_in_words
 from federation.results.run_folder import Checkpoint, Run
 from federation.results.tables import Table
 from federation.security.audit import FILE, AuditLog, privacy_of, utc_now
@@ -96,6 +97,8 @@ def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> Ro
     record.by_client = {
         main: {str(score.partition): score.metrics[main] for score in evaluation.scores if main in score.metrics}
     }
+    if acceptance.clients.recipe.private_training:
+        record.by_client |= spent(evaluation.scores)
     return record
 
 
@@ -104,6 +107,14 @@ def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
     sizes = {str(partition): step.size for partition, step in steps.items()}
     cosines = {str(partition): step.cosine for partition, step in steps.items() if step.cosine is not None}
     return {STEP_SIZE: sizes, COSINE: cosines}
+
+
+def spent(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
+    """Epsilon and delta of the clients that say them, as a record has them."""
+    told = {str(score.partition): (score.epsilon, score.delta) for score in scores}
+    epsilons = {partition: epsilon for partition, (epsilon, _) in told.items() if epsilon is not None}
+    deltas = {partition: delta for partition, (_, delta) in told.items() if delta is not None}
+    return {EPSILON: epsilons, DELTA: deltas}
 
 
 def received(update: Update, compress: str) -> int:
@@ -245,6 +256,8 @@ class FederatedServer(Server):
             summed = [record.clients for record in self.history.rounds[1:] if record.clients]
             number = f"{min(summed)} to {max(summed)}" if min(summed) < max(summed) else f"{max(summed)}"
             say(f"secure aggregation: in {len(summed)} rounds the sum of {number} updates; no single one")
+        if self.recipe.private_training:
+            say(spent_in_words(self.history))
         self._save_model()
 
     def _agree_on_columns(self, columns: list[str]) -> None:

@@ -142,7 +142,8 @@ def masked_sum(
         return Sum(asked=asked)
     mean, numbers = decoded
     parts = {entry.partition: entry.examples for _, entry in entries}
-    metrics = {TRAIN_LOSS: float(numbers[0])} if kind == "update" else {}
+    has_loss = kind == "update" and not dispatcher.recipe.private_training
+    metrics = {TRAIN_LOSS: float(numbers[0])} if has_loss else {}
     mean = mean if kind == "update" else from_moments(numbers, like)
     return Sum(Update(SUM, mean, sum(parts.values()), metrics, parts, 4 * words * len(masked)), asked)
 
