@@ -49,7 +49,12 @@ class Budget:
 def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument_group("private training: how much may leave, in all runs together").add_argument
     add("--dp-epsilon", type=float, metavar="E", help="train with differential privacy, to this epsilon and no further")
-    add("--dp-epsilon-per-run", type=float, metavar="E", help="of it, the most for one run (default: all that is left)")
+    add(
+        "--dp-epsilon-per-run",
+        type=float,
+        metavar="E",
+        help="the most by which one run may raise what is spent (default: all that is left)",
+    )
     add("--dp-delta", type=float, metavar="D", help=f"its delta (default: {Budget.delta:g})")
     add(
         "--dp-clip", type=float, metavar="C", help=f"shorten each example's gradient to this (default: {Budget.clip:g})"

@@ -8,7 +8,7 @@ from typing import Any
 from federation.config import PRIVATE, Recipe
 from federation.console import PublicError, say
 from federation.pieces import hash_arrays
-from federation.privacy.accounting import Accountant, Spent, Steps
+from federation.privacy.accounting import CLOSE, Accountant, Spent, Steps
 from federation.privacy.budget import Budget, check_budget
 from federation.privacy.dp_sgd import Plan, train
 from federation.privacy.ledger import Ledger, LedgerError, Training
@@ -104,10 +104,9 @@ class PrivateClient:
             if training.run == self._run and (training.rate, training.clip) == (self._rate, self.budget.clip):
                 return training.noise
         number, delta = self._steps * self.recipe.rounds, self.budget.delta
-        try:
-            return self._accountant.noise_for(self._limit, delta, self._rate, number)
-        except Spent:
-            raise Spent(self._spent_words()) from None
+        if self._spent > CLOSE * self._limit:
+            raise Spent(self._spent_words())
+        return self._accountant.noise_for(self._limit, delta, self._rate, number)
 
     def _spent_words(self) -> str:
         budget = self.budget
@@ -179,6 +178,8 @@ class PrivateClient:
             return self.recipe.learning_rate * (1 - part.start - (part.end - part.start) * t)
 
         plan = Plan(self._steps, self._rate, self._noise, self.budget.clip, learning_rate, self.recipe.proximal_mu)
+        if self.budget.seed is not None:
+            torch.manual_seed(part.seed)  # of dropout, which is no secret
         random_bytes = Source(self.budget.seed).bytes_of(self._partition, number)
         trained = train(self._module, self._examples, self._loss, plan, random_bytes, part.title)
         before = {name: self._module.state_dict()[name].clone() for name in trained}
