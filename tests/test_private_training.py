@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from federation.config import PRIVATE, Recipe
 from federation.console import PublicError
-from federation.privacy import private_training
+from federation.privacy import private_task, private_training
 from federation.privacy.accounting import Spent
 from federation.privacy.budget import Budget
 from federation.privacy.ledger import LedgerError
@@ -361,7 +361,7 @@ def test_a_ledger_without_a_name_is_called_by_the_examples_and_says_where_there_
     recipe = Recipe(model="mine", batch_size=4, learning_rate=1.0, private_training=True, own={})
     (tmp_path / "0123.json").write_text("{}")
     one = PrivateClient(Client(recipe), Budget(2.0), Assignment(0, 3, recipe, run_id=RUN))
-    assert one.ledger.path.name == f"{private_training.hash_examples(EXAMPLES)[:16]}.json"
+    assert one.ledger.path.name == f"{private_task.hash_examples(EXAMPLES)[:16]}.json"
     assert "holds 1 of other examples; where they have examples in common, their epsilons add up" in (
         capsys.readouterr().out
     )
