@@ -324,16 +324,15 @@ def test_batchnorm_that_is_frozen_mixes_no_examples(client):
     assert one.spent["dp_epsilon"] == 0
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"delta": 0.125}, r"--dp-delta 0\.125 must be below 1 in its 8 examples, 0\.12"),
-        ({"batch_size": 9}, "--batch-size 9 is more than its 8 examples; set a smaller one"),
-    ],
-)
-def test_numbers_that_do_not_fit_its_examples_are_refused(client, values, words):
-    with pytest.raises(PublicError, match=words):
-        client(**values)
+def test_a_delta_with_which_one_example_could_be_given_away_is_refused(client):
+    with pytest.raises(PublicError, match=r"--dp-delta 0\.125 must be below 1 in its 8 examples, 0\.12"):
+        client(delta=0.125)
+
+
+def test_who_has_fewer_examples_than_a_batch_draws_all_of_them_in_each_step(client, tmp_path):
+    fit(client(batch_size=9))
+    (training,) = json.loads((tmp_path / "ledger.json").read_text())["trainings"]
+    assert (training["rate"], training["steps"]) == (1, 1)
 
 
 def test_a_budget_and_a_recipe_go_together_or_not_at_all():

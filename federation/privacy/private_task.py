@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from federation.config import PRIVATE, Recipe
+from federation.config import PRIVATE
 from federation.console import PublicError
 from federation.pieces import hash_arrays
 from federation.privacy.budget import Budget
@@ -15,12 +15,10 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def check_numbers(budget: Budget, recipe: Recipe, size: int) -> None:
-    """Raises PublicError where the budget or the recipe can't be used with so many examples."""
+def check_delta(budget: Budget, size: int) -> None:
+    """Raises PublicError where delta says nothing about so many examples: one of them could be given away whole."""
     if budget.delta * size >= 1:
         raise PublicError(f"--dp-delta {budget.delta:g} must be below 1 in its {size:,} examples, {1 / size:.2g}")
-    if recipe.batch_size > size:
-        raise PublicError(f"--batch-size {recipe.batch_size} is more than its {size:,} examples; set a smaller one")
 
 
 def parts_to_train(client: Any) -> tuple[torch.nn.Module, tuple, Any]:

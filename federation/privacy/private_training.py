@@ -11,7 +11,7 @@ from federation.privacy.budget import Budget, check_budget
 from federation.privacy.dp_sgd import Plan, train
 from federation.privacy.ledger import Ledger, LedgerError, Training
 from federation.privacy.noise import Source
-from federation.privacy.private_task import check_numbers, hash_examples, parts_to_train
+from federation.privacy.private_task import check_delta, hash_examples, parts_to_train
 from federation.protocol import DP_DELTA, DP_EPSILON, Assignment
 from federation.security.audit import utc_now
 
@@ -58,8 +58,8 @@ class PrivateClient:
         self._run, self._partition = assignment.run_id, assignment.partition
         self._module, self._examples, self._loss = parts_to_train(client)
         self._size = len(self._examples[0])
-        check_numbers(budget, self.recipe, self._size)
-        self._rate = self.recipe.batch_size / self._size
+        check_delta(budget, self._size)
+        self._rate = min(1.0, self.recipe.batch_size / self._size)  # who has fewer draws all of them in each step
         self._steps = self.recipe.local_epochs * round(1 / self._rate)  # of one round
         sha256 = hash_examples(client.train_set)
         path = Path(budget.ledger) if budget.ledger else FOLDER / f"{sha256[:16]}.json"
