@@ -262,3 +262,15 @@ def test_the_rate_is_asked_for_at_the_middle_of_each_step():
 
     train(nn.Linear(3, 3), (NORMAL, CLASSES), classification.loss, plan(steps=4, learning_rate=rate), bytes_of_zeros)
     assert asked == [0.125, 0.375, 0.625, 0.875]
+
+
+def test_inputs_of_half_precision_give_what_their_values_give():
+    halves = torch.tensor([[0.5, -2.0], [1.0, 0.25]]).half()
+    targets = torch.tensor([0, 1])
+    plan = Plan(steps=1, rate=1.0, noise=0.0, clip=1e9, learning_rate=lambda t: 1.0)
+    module = nn.Linear(2, 2)
+    one, other = (
+        train(module, (each, targets), classification.loss, plan, os.urandom) for each in (halves, halves.float())
+    )
+    assert one["weight"].dtype == torch.float32
+    assert torch.equal(one["weight"], other["weight"])

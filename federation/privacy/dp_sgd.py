@@ -33,19 +33,20 @@ def train(
 ) -> Tensors:
     """The parameters after these steps; the module stays as it is.
 
-    loss: the mean over a batch; it is only ever given one example.
+    loss: the mean over a batch; it is only ever given one example. Inputs may be of half precision, to take less room.
 
     A step draws each example by itself, adds up their gradients, each shortened to plan.clip, adds noise, and divides
     by how many it draws on average: how many it drew this time would tell of single ones.
     """
     weights = {name: each.detach().clone() for name, each in module.named_parameters() if each.requires_grad}
     start = dict(weights)
-    number, device = len(examples[0]), next(iter(weights.values())).device
+    number, first = len(examples[0]), next(iter(weights.values()))
     for step in tqdm(range(plan.steps), title, unit=" steps", leave=False, disable=None):
         drawn = poisson_draw(number, plan.rate, random_bytes)
-        batch = tuple(each[drawn].to(device) for each in examples)
+        batch = tuple(each[drawn].to(first.device) for each in examples)
+        batch = tuple(each.to(first.dtype) if each.is_floating_point() else each for each in batch)
         sums = clipped_sum(module, weights, batch, loss, plan.clip)
-        noise = secret_normal(sum(each.numel() for each in weights.values()), random_bytes).to(device)
+        noise = secret_normal(sum(each.numel() for each in weights.values()), random_bytes).to(first.device)
         rate = plan.learning_rate((step + 0.5) / plan.steps)
         for part, (name, now) in zip(
             noise.split([each.numel() for each in weights.values()]), weights.items(), strict=True
