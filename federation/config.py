@@ -59,7 +59,9 @@ class Recipe(Settings):
 
     model: str = setting(None, "network of the task", group=RECIPE, metavar="NAME", shown="the task's first")
     rounds: int = setting(3, "server rounds", group=RUN, least=1)
-    local_epochs: int = setting(1, "passes over its examples", group=RECIPE, least=1)  # E
+    local_epochs: int = setting(  # E
+        None, "passes over its examples", group=RECIPE, least=1, shown="1, privately the task's"
+    )
     batch_size: int = setting(None, "examples in a step", group=RECIPE, least=1, shown="the task's")  # B
     learning_rate: float = setting(  # eta
         None, "peak of its schedule", group=RECIPE, above=0, metavar="R", shown="the task's"
@@ -87,6 +89,11 @@ class Recipe(Settings):
         None, "a setting of the task's own", group=RECIPE, metavar="NAME=VALUE", shown="the task's", hash=False
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.private_training:
+            self._derive("local_epochs", 1)
+
     def complete(self, models: Mapping[str, Mapping[str, Any]]) -> "Recipe":
         """With what was left open as the task has it: by network, its own settings beside the recipe's.
 
@@ -95,11 +102,11 @@ class Recipe(Settings):
         name = self.model or next(iter(models))
         if name not in models:
             raise PublicError(f"--model must be one of the task's ({', '.join(models)}), got {clean(name, 40)!r}")
-        defaults = {"batch_size": 32, "learning_rate": 0.05, **models[name]}
+        defaults = {"batch_size": 32, "learning_rate": 0.05, "local_epochs": 1, **models[name]}
         private = defaults.pop(PRIVATE, {})
         if self.private_training:
             defaults |= private
-        of_recipe = {key: defaults.pop(key) for key in ("batch_size", "learning_rate")}
+        of_recipe = {key: defaults.pop(key) for key in ("batch_size", "learning_rate", "local_epochs")}
         values = {key: value for key, value in of_recipe.items() if getattr(self, key) is None}
         own = dict(defaults)
         for key, value in (self.own or {}).items():
