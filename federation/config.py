@@ -120,6 +120,11 @@ class Recipe(Settings):
                 )
         return dataclasses.replace(self, model=name, own=own, **values)
 
+    def of_task(self) -> dict[str, Any]:
+        """What the task completed, as clients tell it; only those of today train privately, or tell local epochs."""
+        names = (*OF_TASK, "local_epochs") if self.private_training else OF_TASK
+        return {name: getattr(self, name) for name in names}
+
     def part(self, partition: int, number: int, title: str = "", span: tuple[float, float] | None = None) -> Part:
         """Of a client's training in the round of this number, or, where span says so, at other times of the run."""
         start, end = span or ((number - 1) / self.rounds, number / self.rounds)
