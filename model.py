@@ -10,9 +10,10 @@ from federation.config import ACCURACY, Part, Recipe
 from federation.console import PublicError, say
 from federation.networks.filters import cosine_filters
 from federation.networks.optimiser import Optimiser
-from federation.task.classification import show
+from federation.networks.scattering import Scattering
+from federation.task.classification import loss, show
 from federation.task.image_files import pictures
-from federation.task.training import Examples
+from federation.task.training import Examples, PrivateParts
 
 import torch
 from torch import nn
@@ -26,10 +27,13 @@ FORGET = 0.2  # BatchNorm's momentum: a round is a few hundred steps, so forget 
 NAME, METRICS = "cifar10", [ACCURACY]  # the first is the main one; whatever else evaluate() returns is shown too
 # What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
 ADDED = {"label_smoothing": 0.1, "logit_adjustment": True, "muon": True, "mirror": True, "final_rate": 0.1}
-MODELS = {  # each network's own defaults
+SIMPLE = {**ADDED, "muon": False, "mirror": False, "final_rate": 0.0}
+PRIVATELY = {"batch_size": 2048, "learning_rate": 300.0, "local_epochs": 4}
+MODELS = {  # each network's own defaults; under "private" what is otherwise with --private-training
     "cnn": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
     "cnn-large": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
-    "lenet": {"batch_size": 32, "learning_rate": 0.02, **ADDED, "muon": False, "mirror": False, "final_rate": 0.0},
+    "lenet": {"batch_size": 32, "learning_rate": 0.02, **SIMPLE, "private": {"batch_size": 256, "learning_rate": 4.0}},
+    "scattering": {"batch_size": 128, "learning_rate": 20.0, **SIMPLE, "private": PRIVATELY},
 }
 
 
@@ -43,9 +47,8 @@ class Cnn(nn.Module):
         self.stem = nn.Conv2d(3, 32, 4, stride=2, padding=1, bias=False)
         self.stem.weight.data = cosine_filters(32, 4)
         self.norm = nn.BatchNorm2d(32, momentum=FORGET)
-        one, two, three = widths
-        self.blocks = nn.Sequential(block(32, one), block(one, two), block(two, three, pool=False))
-        self.head = nn.Linear(three, num_classes, bias=False)
+        self.blocks = nn.Sequential(block(32, widths[0]), block(*widths[:2]), block(*widths[1:], pool=False))
+        self.head = nn.Linear(widths[2], num_classes, bias=False)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -56,8 +59,7 @@ class Cnn(nn.Module):
     def logits(self, x: torch.Tensor) -> torch.Tensor:  # (n, 3, 32, 32); sizes below are for that, and cnn's widths
         x = F.gelu(self.norm(self.stem(x)))  # (n, 32, 16, 16)
         x = self.blocks(x)  # (n, 128, 4, 4)
-        x = x.amax((2, 3))  # (n, 128)
-        return self.head(x) * 0.2  # small first logits keep training stable at the large learning rate
+        return self.head(x.amax((2, 3))) * 0.2  # small first logits keep training stable at the large learning rate
 
 
 def block(wide_in: int, wide_out: int, pool: bool = True) -> nn.Sequential:
@@ -86,14 +88,16 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "cnn": Cnn,
     "cnn-large": functools.partial(Cnn, widths=(96, 192, 256)),
     "lenet": LeNet,
+    "scattering": Scattering,
 }
 
 
 def build(schema: dict, recipe: Recipe) -> nn.Module:
     """The untrained network; PyTorch's random state is the seed's when this is called."""
-    if recipe.model == "lenet" and schema.get("input_shape", [3, 32, 32]) != [3, 32, 32]:
-        raise PublicError(f"lenet takes 32x32 images, data.py makes {schema['input_shape']}; set SIDE, or use cnn")
-    network = NETWORKS[recipe.model](len(schema["classes"]))
+    name = recipe.model
+    if name in ("lenet", "scattering") and schema.get("input_shape", [3, 32, 32]) != [3, 32, 32]:
+        raise PublicError(f"{name} takes 32x32 images, data.py makes {schema['input_shape']}; set SIDE, or use cnn")
+    network = NETWORKS[name](len(schema["classes"]))
     network.both_views = recipe.own["mirror"]
     return network
 
@@ -128,23 +132,29 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
         network.eval()  # the only way to learn from one: by the statistics that came with the weights
     optimiser = Optimiser(parameters, recipe.own["muon"], recipe.proximal_mu)
     log_prior = targets = torch.empty(0)
-    total, seen = 0.0, 0
+    total = 0.0
     for done, batch in enumerate(tqdm(batches, part.title, unit=" batches", leave=False, disable=None)):
         t = part.start + (part.end - part.start) * (done + 0.5) / len(batches)
         seen_images = images[batch]
         if recipe.own["mirror"]:
             mirrored = torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5
             seen_images = torch.where(mirrored, seen_images.flip(3), seen_images)
-        x = to_input(seen_images, device)
-        logits = logits_of(network, x)
+        logits = logits_of(network, to_input(seen_images, device))
         if not done:
             log_prior, targets = priors(labels, logits.shape[1], recipe.own, device)
         loss = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         optimiser.step(gradients, recipe.learning_rate * rate_at(t, recipe.own["final_rate"]))
         total += loss.item() * len(batch)
-        seen += len(batch)
-    return {"train_loss": total / max(seen, 1)}
+    return {"train_loss": total / max(sum(len(batch) for batch in batches), 1)}
+
+
+def private_training(network: nn.Module, examples: Examples) -> PrivateParts:
+    """What --private-training trains, on what, by which loss; of scattering the linear layer, on features made once."""
+    fixed, device = isinstance(network, Scattering), next(network.parameters()).device
+    batches = (to_input(batch, device) for batch in examples[0].split(500))
+    inputs = torch.cat([(network.features(x).half() if fixed else x).cpu() for x in batches])
+    return network.head if fixed else network, (inputs, examples[1]), loss
 
 
 def priors(labels: torch.Tensor, classes: int, own: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

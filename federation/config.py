@@ -59,7 +59,9 @@ class Recipe(Settings):
 
     model: str = setting(None, "network of the task", group=RECIPE, metavar="NAME", shown="the task's first")
     rounds: int = setting(3, "server rounds", group=RUN, least=1)
-    local_epochs: int = setting(1, "passes over its examples", group=RECIPE, least=1)  # E
+    local_epochs: int = setting(  # E
+        None, "passes over its examples", group=RECIPE, least=1, shown="1, privately the task's"
+    )
     batch_size: int = setting(None, "examples in a step", group=RECIPE, least=1, shown="the task's")  # B
     learning_rate: float = setting(  # eta
         None, "peak of its schedule", group=RECIPE, above=0, metavar="R", shown="the task's"
@@ -87,6 +89,11 @@ class Recipe(Settings):
         None, "a setting of the task's own", group=RECIPE, metavar="NAME=VALUE", shown="the task's", hash=False
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.private_training:
+            self._derive("local_epochs", 1)
+
     def complete(self, models: Mapping[str, Mapping[str, Any]]) -> "Recipe":
         """With what was left open as the task has it: by network, its own settings beside the recipe's.
 
@@ -96,11 +103,11 @@ class Recipe(Settings):
         name = self.model or next(iter(fit or models))
         if name not in models:
             raise PublicError(f"--model must be one of the task's ({', '.join(models)}), got {clean(name, 40)!r}")
-        defaults = {"batch_size": 32, "learning_rate": 0.05, **models[name]}
+        defaults = {"batch_size": 32, "learning_rate": 0.05, "local_epochs": 1, **models[name]}
         private = defaults.pop(PRIVATE, {})
         if self.private_training:
             defaults |= private
-        of_recipe = {key: defaults.pop(key) for key in ("batch_size", "learning_rate")}
+        of_recipe = {key: defaults.pop(key) for key in ("batch_size", "learning_rate", "local_epochs")}
         values = {key: value for key, value in of_recipe.items() if getattr(self, key) is None}
         own = dict(defaults)
         for key, value in (self.own or {}).items():
@@ -113,6 +120,11 @@ class Recipe(Settings):
                     f"--set {key}={clean(value, 40)}: private training needs {private[key]}; leave it out"
                 )
         return dataclasses.replace(self, model=name, own=own, **values)
+
+    def of_task(self) -> dict[str, Any]:
+        """What the task completed, as clients tell it; only those of today train privately, or tell local epochs."""
+        names = (*OF_TASK, "local_epochs") if self.private_training else OF_TASK
+        return {name: getattr(self, name) for name in names}
 
     def part(self, partition: int, number: int, title: str = "", span: tuple[float, float] | None = None) -> Part:
         """Of a client's training in the round of this number, or, where span says so, at other times of the run."""

@@ -5,7 +5,9 @@ import subprocess
 import pytest
 from helpers.processes import CLEAN, ROOT, quick_python
 
-FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "steps", "wire")} | {
+FLAGS = {
+    name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "private", "steps", "wire")
+} | {
     "scale": "--clients",
     "memory": "--sizes",
     "examples": "--seeds",

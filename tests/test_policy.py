@@ -172,6 +172,15 @@ def test_a_run_within_the_policy_is_joined():
     assert one.joined == 1
 
 
+def test_local_epochs_that_the_task_chose_for_private_training_are_bounded_too():
+    recipe = {"model": "scattering", "local_epochs": 4}
+    client = SimpleNamespace(task_summary=SimpleNamespace(name="cifar10", recipe=recipe))
+    Policy(max_local_epochs=4).check_task(client)
+    with pytest.raises(AgainstPolicy, match=r"allows at most 3 local epochs, and this run has 4 \(max_local_epochs\)"):
+        Policy(max_local_epochs=3).check_task(client)
+    Policy(max_local_epochs=1).check_run(assignment(private_training=True))  # not known yet
+
+
 def test_a_recipe_with_secure_aggregation_and_private_training_is_what_such_a_policy_asks_for():
     recipe = SimpleNamespace(rounds=1, local_epochs=1, secure_aggregation=True, private_training=True)
     policy = Policy(require_secure_aggregation=True, require_private_training=True)

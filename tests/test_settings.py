@@ -170,6 +170,31 @@ def test_seed_partition_and_round_each_give_another_randomness():
     assert Recipe(rounds=9, alpha=2.0).round_seed(1, 2) == Recipe().round_seed(1, 2)
 
 
+PRIVATE = {"net": {"batch_size": 8, "private": {"batch_size": 64, "local_epochs": 5}}, "other": {"private": {}}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch_and_epochs"),
+    [
+        (Recipe(), (8, 1)),
+        (Recipe(private_training=True), (64, 5)),
+        (Recipe(private_training=True, local_epochs=2), (64, 2)),
+        (Recipe(private_training=True, model="other"), (32, 1)),
+    ],
+)
+def test_a_network_may_have_its_own_local_epochs_for_private_training(recipe, batch_and_epochs):
+    made = recipe.complete(PRIVATE)
+    assert (made.batch_size, made.local_epochs) == batch_and_epochs
+    assert made.own == {}
+
+
+def test_local_epochs_are_told_where_the_task_may_choose_them():
+    assert "local_epochs" not in Recipe().complete(PRIVATE).of_task()
+    told = Recipe(private_training=True).complete(PRIVATE).of_task()
+    assert told == {"model": "net", "batch_size": 64, "learning_rate": 0.05, "own": {}, "local_epochs": 5}
+    assert "local_epochs" not in json.loads(Recipe(private_training=True).to_json()), "left open, it is the task's"
+
+
 # Earlier versions
 
 

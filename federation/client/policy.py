@@ -128,7 +128,7 @@ class Policy:
         recipe = assignment.recipe
         self.check_hours()
         self._at_most("max_rounds", recipe.rounds, "rounds")
-        self._at_most("max_local_epochs", recipe.local_epochs, "local epochs")
+        self._at_most("max_local_epochs", recipe.local_epochs or 1, "local epochs")
         self._check_participants(assignment.num_partitions, "this run")
         for name in ("secure_aggregation", "private_training"):
             if getattr(self, f"require_{name}") and not getattr(recipe, name, False):
@@ -138,6 +138,8 @@ class Policy:
     def check_task(self, client: Any) -> None:
         """Whether it trains this task and network, as the client says that it has been given them."""
         task = getattr(client, "task_summary", None)
+        if task and "local_epochs" in task.recipe:  # which the task may choose for private training
+            self._at_most("max_local_epochs", task.recipe["local_epochs"], "local epochs")
         for key, one in (("tasks", task and task.name), ("models", task and task.recipe["model"])):
             allowed = getattr(self, key)
             if allowed and one not in allowed:

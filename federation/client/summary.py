@@ -29,7 +29,7 @@ def summarise_task(client: Any) -> TaskSummary:
         start=model_file.hash_of(travelling),
         code=task.code_hash,
         metrics=task.metrics,
-        recipe={name: getattr(client.recipe, name) for name in OF_TASK},
+        recipe=client.recipe.of_task(),
         schema=schema,
         columns=list(task.columns(client.dataset, client.train_rows[:1], client.recipe.seed)),
     )
