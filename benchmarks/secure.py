@@ -91,7 +91,7 @@ def draw(results: dict) -> None:
         axes.barh([label for label, _ in rows], [value for _, value in rows], color=theme.federated, height=0.5)
         axes.axvline(1, color=theme.faint)
         for row, (_, value) in enumerate(rows):
-            axes.text(value, row, f" {value:.4f}", va="center")
+            axes.text(0.03, row, f"{value:.4f}", color=theme.paper, va="center")
         axes.set(xlabel="times a plain run", xlim=(0, 1.3))
         axes.invert_yaxis()
 
@@ -101,7 +101,7 @@ def draw(results: dict) -> None:
             label = what.replace("bytes_", "")
             megabytes = [results["secagg"][name][what] / 1e6 for name in names]
             axes.barh(names, megabytes, height=height, color=theme.federated, alpha=alpha, label=label)
-        axes.set(xlabel="MB a client and round; 243,136 weights, three clients")
+        axes.set(xlabel="MB a client and round")
         axes.invert_yaxis()
         axes.legend(frameon=False)
 
@@ -117,7 +117,7 @@ def main() -> None:
         "many": lambda: programs(MANY, "synthetic", args.seeds[:1], *SMALL),
         "secagg": secagg,
     }
-    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("parts", nargs="+", choices=[*parts, "draw"], help="draw: only the picture, again")
     parser.add_argument("--images", metavar="FOLDER", help="CIFAR-10 as train|test/<class>/* images, for programs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of programs (0 1 2)")
     args = parser.parse_args()
@@ -125,7 +125,7 @@ def main() -> None:
         parser.error("programs needs --images FOLDER")
     path = RESULTS / "secure.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for part in args.parts:
+    for part in [part for part in args.parts if part != "draw"]:
         where = machine()
         results[part] = {"machine": where, **parts[part]()}
         save("secure", {**results, "goal": GOALS})
