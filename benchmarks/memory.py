@@ -38,8 +38,8 @@ class Peak:
             time.sleep(0.05)
 
 
-def measure(megabytes: float, clients: int) -> dict:
-    """A run of so many clients with a model of this size."""
+def measure(megabytes: float, clients: int, *flags: object) -> dict:
+    """A run of so many clients with a model of this size; flags: more of the server's."""
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
         settings = [
             "--clients",
@@ -50,6 +50,7 @@ def measure(megabytes: float, clients: int) -> dict:
             f"megabytes={megabytes}",
             "--round-timeout",
             3000,
+            *flags,
         ]
         server = federation.server(*settings)
         started = [federation.client("--task", TASK, "--dataset", "noise", "--wait", 900) for _ in range(clients)]

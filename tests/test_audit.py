@@ -354,6 +354,25 @@ def test_a_client_whose_folder_can_not_be_written_says_so_before_it_opens_its_da
     assert "Not a directory), and without a record there is no training; name another folder" in capsys.readouterr().err
 
 
+def test_clients_that_begin_at_once_can_share_a_folder_that_is_new(tmp_path, monkeypatch):
+    folder, try_to_write = tmp_path / "new/audit", audit.tempfile.TemporaryFile
+
+    def while_another_begins(**where):
+        file = try_to_write(**where)
+        folder.mkdir(parents=True)
+        (folder / "another").touch()
+        return file
+
+    monkeypatch.setattr(audit.tempfile, "TemporaryFile", while_another_begins)
+    assert audit_folder(str(folder)) == folder
+    assert (folder / "another").exists()
+
+
+def test_a_client_that_never_joins_leaves_no_folder_for_its_record_behind(tmp_path):
+    audit_folder(str(tmp_path / "new/audit"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_server_whose_disk_is_full_stops_the_run_so_that_it_can_go_on(tmp_path, monkeypatch, capsys):
     learner = Learner()
     server = federation(tmp_path, [learner, Learner()])

@@ -223,12 +223,10 @@ class AuditLog:
 def audit_folder(path: str) -> Path:
     """Where the client's record is kept. Exits with 1 and one line where nothing can be written there."""
     folder = Path(path)
-    is_new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        if is_new:
-            folder.rmdir()  # a client that never joins leaves nothing behind
+        # A client that never joins leaves no folder behind, nor takes one away that others just began to use.
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         words = f"--audit {path} can't be written ({error.strerror})"
         fail(f"{words}, and without a record there is no training; name another folder")

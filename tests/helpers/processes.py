@@ -129,7 +129,7 @@ class Process:
 class NetworkLink:
     """A TCP connection to the server that a test can cut: while cut, bytes are held back and neither end is told.
 
-    carried: the bytes that went through, both ways.
+    carried: the bytes that went through, both ways. carried_up: those to the server.
     """
 
     def __init__(self, address: str):
@@ -137,7 +137,7 @@ class NetworkLink:
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.carried = 0
+        self.carried = self.carried_up = 0
         self._counting = threading.Lock()
         self._up = threading.Event()
         self._up.set()
@@ -161,15 +161,16 @@ class NetworkLink:
             except OSError:
                 return
             for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._carry, args=(source, sink, source is near), daemon=True).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
         try:
             while data := source.recv(65536):
                 self._up.wait()
                 sink.sendall(data)
                 with self._counting:
                     self.carried += len(data)
+                    self.carried_up += len(data) if up else 0
         except OSError:
             pass
         finally:
