@@ -9,6 +9,7 @@ FLAGS = {name: "--images FOLDER" for name in ("accuracy", "async", "engines", "o
     "scale": "--clients",
     "memory": "--sizes",
     "examples": "--seeds",
+    "xray": "--epsilons",
     "record": "--megabytes",
     "round_cost": "--kinds",
     "secure": "--seeds",
