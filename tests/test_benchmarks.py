@@ -11,6 +11,7 @@ FLAGS = {
     "scale": "--clients",
     "memory": "--sizes",
     "examples": "--seeds",
+    "xray": "--epsilons",
     "record": "--megabytes",
     "round_cost": "--kinds",
     "secure": "--seeds",

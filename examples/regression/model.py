@@ -1,7 +1,7 @@
 """A number from the columns of a table, by a straight line or by a small network."""
 
 from federation.task import regression
-from federation.task.regression import METRICS, predict, train_round
+from federation.task.regression import METRICS, predict, private_training, train_round
 
 from torch import nn
 

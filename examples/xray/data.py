@@ -21,6 +21,8 @@ INPUT_SHAPE = [1, SIDE, SIDE]
 CLASSES = ["normal", "opacity"]  # the second, in the alphabet's order, is the finding
 DICOM = {".dcm", ".dicom"}
 DATASET = "generated"
+SPLITS = ["train", "test", "reference"]  # the last are nobody's: they only set the scale of the network's features
+REFERENCE = 50  # of each hospital's kind
 HOSPITALS = {  # training and test films, part with the finding, bits of grey, its darkest and lightest, gamma
     "a": (200, 60, 0.5, 8, 0.0, 1.0, 1.0),
     "b": (150, 50, 0.4, 12, 0.1, 0.9, 0.7),
@@ -124,7 +126,8 @@ def generated(hospitals: list[str], split: str) -> tuple[np.ndarray, np.ndarray]
 def stored(hospital: str, split: str) -> Iterator[tuple[np.ndarray, int]]:
     """Films (SIDE, SIDE) in the hospital's depth and contrast, and their classes; always the same."""
     *numbers, part, bits, darkest, lightest, gamma = HOSPITALS[hospital]
-    rng, number = np.random.default_rng([ord(hospital), split == "test"]), numbers[split == "test"]
+    which = SPLITS.index(split)
+    rng, number = np.random.default_rng([ord(hospital), which]), [*numbers, REFERENCE][which]
     for finding in np.arange(number) < part * number:
         grey = darkest + (lightest - darkest) * _film(rng, finding) ** gamma
         yield np.rint(grey * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16), int(finding)
