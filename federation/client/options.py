@@ -25,6 +25,10 @@ def add_task_flag(parser: argparse.ArgumentParser) -> None:
 def add_data_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """several: whether --dataset may name one for each client."""
     add_task_flag(parser)
+    add_dataset_flags(parser, several)
+
+
+def add_dataset_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
     more: dict[str, Any] = {"nargs": "+", "metavar": "DATASET"} if several else {}
     own = "; of several, each client gets its own" if several else ""
     parser.add_argument("--dataset", help=f"{DATASETS}{own} (default: the task's)", **more)

@@ -1,0 +1,1 @@
+"""What can be read from updates by who has them; nothing of it runs in a federation."""
