@@ -28,13 +28,15 @@ NAME, METRICS = "cifar10", [ACCURACY]  # the first is the main one; whatever els
 # What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
 ADDED = {"label_smoothing": 0.1, "logit_adjustment": True, "muon": True, "mirror": True, "final_rate": 0.1}
 SIMPLE = {**ADDED, "muon": False, "mirror": False, "final_rate": 0.0}
-PRIVATELY = {"batch_size": 2048, "learning_rate": 300.0, "local_epochs": 4}
+PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False}  # as both come from the counts of all classes
 MODELS = {  # each network's own defaults; under "private" what is otherwise with --private-training
     "cnn": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
     "cnn-large": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
-    "lenet": {"batch_size": 32, "learning_rate": 0.02, **SIMPLE, "private": {"batch_size": 256, "learning_rate": 4.0}},
-    "scattering": {"batch_size": 128, "learning_rate": 20.0, **SIMPLE, "private": PRIVATELY},
-}
+    "scattering": {"batch_size": 128, "learning_rate": 20.0, **SIMPLE,
+                   "private": {"batch_size": 2048, "learning_rate": 300.0, "local_epochs": 4, **PLAIN}},
+    "lenet": {"batch_size": 32, "learning_rate": 0.02, **SIMPLE,
+              "private": {"batch_size": 256, "learning_rate": 4.0, **PLAIN}},
+}  # fmt: skip
 
 
 class Cnn(nn.Module):
@@ -84,11 +86,9 @@ class LeNet(nn.Sequential):
         )  # fmt: skip
 
 
+WIDE = functools.partial(Cnn, widths=(96, 192, 256))
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "cnn": Cnn,
-    "cnn-large": functools.partial(Cnn, widths=(96, 192, 256)),
-    "lenet": LeNet,
-    "scattering": Scattering,
+    **{"cnn": Cnn, "cnn-large": WIDE, "scattering": Scattering, "lenet": LeNet}
 }
 
 
@@ -151,10 +151,10 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
 
 def private_training(network: nn.Module, examples: Examples) -> PrivateParts:
     """What --private-training trains, on what, by which loss; of scattering the linear layer, on features made once."""
-    fixed, device = isinstance(network, Scattering), next(network.parameters()).device
-    batches = (to_input(batch, device) for batch in examples[0].split(500))
-    inputs = torch.cat([(network.features(x).half() if fixed else x).cpu() for x in batches])
-    return network.head if fixed else network, (inputs, examples[1]), loss
+    batches = (to_input(batch, next(network.parameters()).device) for batch in examples[0].split(500))
+    if isinstance(network, Scattering):
+        return network.head, (torch.cat([network.features(x).half().cpu() for x in batches]), examples[1]), loss
+    return network, (torch.cat([x.half().cpu() for x in batches]), examples[1]), loss
 
 
 def priors(labels: torch.Tensor, classes: int, own: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,7 +65,7 @@ def plan_of(recipe: Recipe, size: int, epsilon: float | None, server_round: int)
 def federate(parts: Parts, test: Examples, recipe: Recipe, epsilon: float | None) -> list[float]:
     """Accuracy on the test examples after each round; noise and draws are the system's."""
     module, (inputs, labels), loss = parts
-    rows, _ = shares(labels.numpy(), labels[:CLIENTS].numpy(), CLIENTS, "iid", 0.5, recipe.seed)
+    rows, _ = shares(labels.numpy(), labels.numpy(), CLIENTS, "iid", 0.5, recipe.seed)
     accuracies = []
     for server_round in range(1, recipe.rounds + 1):
         updates = []

@@ -97,7 +97,7 @@ class TaskSummary:
             raise ValueError("two arrays of one name")
         metrics = [_metric(each) for each in told["metrics"]]
         hashes = {key: _text(told[key], 0, 64) for key in ("frozen", "start", "code")}
-        names = (*OF_TASK, *({"local_epochs"} & told["recipe"].keys()))
+        names = (*OF_TASK, *(name for name in ("local_epochs",) if name in told["recipe"]))
         of_recipe = {key: told["recipe"][key] for key in names}
         dataclasses.replace(Recipe(), **of_recipe)  # checks them
         if not metrics or not all(isinstance(told[key], dict) for key in ("recipe", "schema")):

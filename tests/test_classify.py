@@ -254,7 +254,7 @@ WRONG_FILES = {
     "a list of words": (tensors(BY_NAME, []), "holds weights without saying of what"),
     "other network": (
         old_npz(LENET, "vgg", CLASSES),
-        "does not fit the task cifar10: --model must be one of the task's (cnn, cnn-large, lenet), got",
+        "does not fit the task cifar10: --model must be one of the task's (cnn, cnn-large, scattering, lenet), got",
     ),
     "other settings": (
         tensors(BY_NAME, {**about_model(), "recipe": {"model": "lenet", "own": {"hidden": 3}}}),

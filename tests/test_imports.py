@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "networks": {"shared", "networks"},
     "task": {"shared", "networks", "task"},
     "privacy": {"shared", "security", "networks", "task", "privacy"},
+    "attacks": {"shared", "networks", "task", "privacy", "attacks"},
     "client": {"shared", "security", "networks", "task", "privacy", "client"},
     "participants": {"shared", "security", "participants"},
     "server": {"shared", "security", "aggregation", "results", "participants", "server"},

@@ -4,6 +4,7 @@ The accountant of most tests counts steps over noise, so that what is spent can 
 dp-accounting has tests of its own.
 """
 
+import dataclasses
 import json
 import random
 import signal
@@ -32,6 +33,9 @@ from torch import nn
 RUN, NEXT = "1" * 16, "2" * 16
 START = [np.zeros((2, 3), np.float32), np.zeros(2, np.float32)]
 EXAMPLES = (torch.arange(24.0).view(8, 3), torch.arange(8) % 2)
+
+
+RECIPE = Recipe(model="mine", local_epochs=1, batch_size=4, learning_rate=1.0, private_training=True, own={})
 
 
 class Counting:
@@ -97,9 +101,7 @@ def client(tmp_path, monkeypatch) -> Callable[..., PrivateClient]:
     def make(epsilon=2.0, run=RUN, wrapped=None, ledger="ledger.json", rounds=4, batch_size=4, **more):
         for each in opened:
             each.ledger.close()
-        recipe = Recipe(
-            model="mine", rounds=rounds, batch_size=batch_size, learning_rate=1.0, private_training=True, own={}
-        )
+        recipe = dataclasses.replace(RECIPE, rounds=rounds, batch_size=batch_size)
         budget = Budget(epsilon, ledger=str(tmp_path / ledger), **more)
         opened.append(PrivateClient(wrapped or Client(recipe), budget, Assignment(1, 3, recipe, run_id=run)))
         return opened[-1]
@@ -309,9 +311,8 @@ class Averaging(Task):
     ],
 )
 def test_what_no_epsilon_would_cover_is_refused_with_the_remedy(client, network, task, words):
-    recipe = Recipe(model="mine", batch_size=4, learning_rate=1.0, private_training=True, own={})
     with pytest.raises(PublicError, match=words):
-        client(wrapped=Client(recipe, network, task))
+        client(wrapped=Client(RECIPE, network, task))
 
 
 def test_batchnorm_that_is_frozen_mixes_no_examples(client):
@@ -319,7 +320,7 @@ def test_batchnorm_that_is_frozen_mixes_no_examples(client):
     network[0].train = lambda mode=True: network[0]
     network[0].eval()
     network[0].training = False
-    recipe = Recipe(model="mine", batch_size=4, learning_rate=1.0, private_training=True, own={})
+    recipe = RECIPE
     one = client(wrapped=Client(recipe, network, Task(network[1])))
     assert one.spent["dp_epsilon"] == 0
 
@@ -346,7 +347,7 @@ def test_a_budget_and_a_recipe_go_together_or_not_at_all():
 
 def test_a_client_that_gets_another_place_takes_its_ledger_along(tmp_path, monkeypatch):
     monkeypatch.setattr(private_training, "Accountant", Counting)
-    recipe = Recipe(model="mine", batch_size=4, learning_rate=1.0, private_training=True, own={})
+    recipe = RECIPE
     opened = PrivateClients(lambda assignment: Client(recipe), Budget(2.0, ledger=str(tmp_path / "ledger.json")))
     opened(Assignment(0, 3, recipe, run_id=RUN))
     opened(Assignment(1, 3, recipe, run_id=RUN)).ledger.close()  # the file was free again
@@ -357,7 +358,7 @@ def test_a_ledger_without_a_name_is_called_by_the_examples_and_says_where_there_
 ):
     monkeypatch.setattr(private_training, "Accountant", Counting)
     monkeypatch.setattr(private_training, "FOLDER", tmp_path)
-    recipe = Recipe(model="mine", batch_size=4, learning_rate=1.0, private_training=True, own={})
+    recipe = RECIPE
     (tmp_path / "0123.json").write_text("{}")
     one = PrivateClient(Client(recipe), Budget(2.0), Assignment(0, 3, recipe, run_id=RUN))
     assert one.ledger.path.name == f"{private_task.hash_examples(EXAMPLES)[:16]}.json"

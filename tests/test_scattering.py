@@ -129,5 +129,5 @@ def test_of_lenet_all_trains_privately_on_images():
     network, (images, labels) = model.LeNet(CLASSES), examples(2)
     module, (inputs, targets), _ = model.private_training(network, (images, labels))
     assert module is network
-    assert torch.equal(inputs, model.to_input(images, torch.device("cpu")))
+    assert torch.equal(inputs, model.to_input(images, torch.device("cpu")).half())
     assert torch.equal(targets, labels)

@@ -417,7 +417,11 @@ def test_a_task_may_import_files_of_its_own_folder(tmp_path):
 
 def test_without_a_folder_it_is_the_projects_own_task():
     task = open_task()
-    assert (task.name, task.default_dataset, list(task.models)) == ("cifar10", "cifar10", ["cnn", "cnn-large", "lenet"])
+    assert (task.name, task.default_dataset, list(task.models)) == (
+        "cifar10",
+        "cifar10",
+        ["cnn", "cnn-large", "scattering", "lenet"],
+    )
     assert all(task.has(name) for name in ("schema", "labels", "adopt", "read_example", "predict", "show"))
 
 

@@ -30,13 +30,14 @@ class Clients:
         self.recipe = task.complete(Recipe(model=model, rounds=1, seed=seed))
         self.schema = task.schema(dataset)
         self.classes: list[str] = self.schema["classes"]
-        self.labels = task.labels(dataset, "train", seed)
+        labels = task.labels(dataset, "train", seed)
+        assert labels is not None  # the project's own task has some
+        self.labels = labels
         self.rng = np.random.default_rng(seed)
         self.start: nn.Module = task.build(self.schema, self.recipe)
 
     def draw(self, number: int) -> np.ndarray:
         """Rows of so many training images, in random order. Raises PublicError where there are not so many."""
-        assert self.labels is not None
         if len(self.labels) < number:
             raise PublicError(f"this takes {number:,} training images, the data set has {len(self.labels):,}")
         return self.rng.permutation(len(self.labels))[:number]

@@ -1,6 +1,7 @@
 """DP-SGD: gradient descent whose steps tell little of any one example (Abadi et al. 2016, arXiv:1607.00133)."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,7 +71,9 @@ def clipped_sum(module: nn.Module, weights: Tensors, batch: Examples, loss: Loss
     size = max(1, MOST_NUMBERS // max(1, sum(each.numel() for each in weights.values())))
     total = {name: torch.zeros_like(each) for name, each in weights.items()}
     for part in zip(*(each.split(size) for each in batch), strict=True):
-        each_one = gradients(weights, *part)
+        with warnings.catch_warnings():  # of layers that torch does one example after the other
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            each_one = gradients(weights, *part)
         scale = _scale(torch.stack([g.flatten(1).norm(dim=1) for g in each_one.values()]).norm(dim=0), clip)
         for name, g in each_one.items():
             total[name] += torch.einsum("n,n...->...", scale, _finite(g, scale))
