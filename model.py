@@ -32,8 +32,8 @@ PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False}  # as both come from
 MODELS = {  # each network's own defaults; under "private" what is otherwise with --private-training
     "cnn": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
     "cnn-large": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
-    "scattering": {"batch_size": 128, "learning_rate": 20.0, **SIMPLE,
-                   "private": {"batch_size": 2048, "learning_rate": 300.0, "local_epochs": 4, **PLAIN}},
+    "scattering": {"batch_size": 128, "learning_rate": 4.0, **SIMPLE,
+                   "private": {"batch_size": 1024, "learning_rate": 50.0, "local_epochs": 4, **PLAIN}},
     "lenet": {"batch_size": 32, "learning_rate": 0.02, **SIMPLE,
               "private": {"batch_size": 256, "learning_rate": 4.0, **PLAIN}},
 }  # fmt: skip

@@ -15,12 +15,13 @@ ANGLES = 8
 SIZES, STRIDES = (7, 10), (1, 2)  # of the fine and the coarse wavelets; even with stride 2, which keeps the symmetry
 CHANNELS = 3 * (1 + ANGLES + ANGLES + ANGLES * ANGLES)
 FEATURES = CHANNELS * CELLS * CELLS // 2
+LONGEST = 4.0  # with which a gradient is about as long as the clipping norm of 1, to which the noise is made
 AT_A_TIME = 50  # images: their waves take 20 MB
 COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))  # brightness and two contrasts
 
 
 class Scattering(nn.Module):
-    """77,770 weights for 10 classes: the linear layer's. The filters don't train, don't travel and aren't saved.
+    """77,760 weights for 10 classes: the linear layer's. The filters don't train, don't travel and aren't saved.
 
     An image (3, 32, 32) and its mirror image have the same features.
     """
@@ -31,7 +32,7 @@ class Scattering(nn.Module):
         for scale, (size, stride) in enumerate(zip(SIZES, STRIDES, strict=True)):
             self.register_buffer(f"wavelets{scale}", wavelets(scale, size), persistent=False)
             self.register_buffer(f"means{scale}", cell_means(SIDE // stride), persistent=False)
-        self.head = nn.Linear(FEATURES, num_classes)
+        self.head = nn.Linear(FEATURES, num_classes, bias=False)  # a bias would not stay stable at its rate
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,7 +40,7 @@ class Scattering(nn.Module):
 
     @torch.no_grad()
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, FEATURES) of L2 norm 1 at most; an image's do not depend on the others."""
+        """(n, FEATURES) of an L2 norm of about 2, LONGEST at most; an image's do not depend on the others."""
         return torch.cat([self._of_few(few) for few in x.split(AT_A_TIME)])
 
     def _of_few(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,7 +48,9 @@ class Scattering(nn.Module):
         fine, coarse = self.moduli(x, 0), self.moduli(x, 1)  # (n, 3, 8, 32, 32), (n, 3, 8, 16, 16)
         both = self.moduli(fine.flatten(1, 2), 1).unflatten(1, (3, ANGLES))  # (n, 3, 8, 8, 16, 16)
         orders = [self.cells(x, 0), self.cells(fine, 0), self.cells(coarse, 1), self.cells(both, 1)]
-        return torch.cat([both_views(normalised(each)).flatten(1) for each in orders], 1) / math.sqrt(FEATURES)
+        return torch.cat([both_views(normalised(each)).flatten(1) for each in orders], 1) * (
+            LONGEST / math.sqrt(FEATURES)
+        )
 
     def moduli(self, x: torch.Tensor, scale: int) -> torch.Tensor:
         """How strong each channel's waves of this scale are, by angle: (n, c, y, x) to (n, c, 8, y / s, x / s)."""
