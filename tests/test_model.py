@@ -78,7 +78,8 @@ def test_without_a_word_it_is_the_first_network_with_its_own_defaults_and_each_n
 def test_a_network_is_a_function_of_the_seed(name, network):
     weights = get_weights(network)
     assert same_bits(get_weights(build(name, CLASSES, seed=0)), weights)
-    assert not same_bits(get_weights(build(name, CLASSES, seed=1)), weights)
+    begins_at_0 = name == "scattering"
+    assert same_bits(get_weights(build(name, CLASSES, seed=1)), weights) == begins_at_0
 
 
 def test_building_leaves_the_global_random_state_alone(name):
