@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
 Tensors = dict[str, torch.Tensor]  # by a parameter's name
-MOST_NUMBERS = 2**25  # of gradients, one for each example, held at a time
+MOST_NUMBERS = 2**22  # of gradients, one for each example, held at a time: few enough for the caches
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def clipped_sum(module: nn.Module, weights: Tensors, batch: Examples, loss: Loss
             each_one = gradients(weights, *part)
         scale = _scale(torch.stack([g.flatten(1).norm(dim=1) for g in each_one.values()]).norm(dim=0), clip)
         for name, g in each_one.items():
-            total[name] += torch.einsum("n,n...->...", scale, _finite(g, scale))
+            total[name] += (scale @ _finite(g.flatten(1), scale)).view_as(total[name])
     return total
 
 
@@ -123,4 +123,6 @@ def _scale(norms: torch.Tensor, clip: float) -> torch.Tensor:
 
 def _finite(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Of examples that count for nothing, zeros: 0 times infinity is no number."""
+    if (scale > 0).all():
+        return values
     return torch.where((scale > 0).view(-1, *[1] * (values.dim() - 1)), values, 0)
