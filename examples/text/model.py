@@ -3,7 +3,7 @@
 Joulin et al. 2017, arXiv:1607.01759, with words hashed into a table: Weinberger et al. 2009, arXiv:0902.2206.
 """
 
-from federation.task.classification import evaluate, predict, private_training, show, train_round
+from federation.task.classification import evaluate, predict, show, train_round
 
 from torch import nn
 
