@@ -11,19 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from federation.attacks import class_counts, gradient_inversion, membership
+from federation.attacks import class_counts, images, membership
+from federation.attacks.gradient_inversion import psnr
 from federation.attacks.updates import Clients, mean, noise_for
 from federation.client.options import add_dataset_flags
 from federation.console import Parser, PublicError, fail, say
 from federation.partition import shares
-from federation.process import num_cores, write_content
+from federation.process import write_content
 from federation.results.tables import in_columns
 from federation.results.theme import LIGHT, canvas
 from federation.task.task import DataError, TaskError, open_task
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 import model
 
@@ -32,14 +32,13 @@ EPSILON, DELTA = 8.0, 1e-5
 RATE, PEAK = 0.1, 1.0  # of DP-SGD: with which a step draws an image; greatest learning rate
 MEMBERS, STRANGERS = 1_000, 2_000  # images of each client, and of nobody
 PASSES, FEW = 30, 10
-COUNTED = 9_000  # images of all clients together whose classes are counted
+COUNTED = 6_000  # images of all clients together whose classes are counted
 HEIGHTS = {"image": 4.2, "members": 4.0, "classes": 5.0}  # of the pictures, in inches
-CPU = torch.device("cpu")
 EPILOG = """\
 attacks:
   image      an image out of one step on it: gradient inversion
   members    who was in the training set: their loss is smaller
-  classes    how many images of each class a client has: what has many moves the last layer further
+  classes    how many images of each class a client has: many move the last layer further
 
 examples:
   python leak.py                               all three, on CIFAR-10: about two minutes
@@ -50,62 +49,42 @@ Each attack prints a table and draws DIR/ATTACK.png. docs/privacy.md says what t
 Result = tuple[list[list[str]], Callable[[Any], None]]  # cells of a table, the first row its head; what draws it
 
 
+def with_epsilon(noise: float) -> str:
+    return f"epsilon {EPSILON:g} (noise {noise:.2f})"
+
+
 # An image
 
 
 def image(clients: Clients) -> Result:
     """Of clients that make one step on one image each. Of the mean of all, all images are sought at once."""
-    noise = noise_for(EPSILON, DELTA, 1, 1)
-    images, labels = clients.load(clients.draw(NUMBER))
-    one_each = [(images[[i]], labels[[i]]) for i in range(NUMBER)]
-    start, own = clients.start, clients.recipe.own
-    rate = clients.recipe.learning_rate * model.rate_at(0.5, own["final_rate"])
-    plain = [gradient_inversion.gradient_of_step(start, clients.update(each), rate) for each in one_each]
+    noise = noise_for(EPSILON, DELTA, rate=1, steps=1)
+    pixels, labels = clients.load(clients.draw(NUMBER))
+    say(f"{NUMBER} images, each from the update of one training step on it alone")
+    examples = [(pixels[[i]], labels[[i]]) for i in range(NUMBER)]
+    plain = [images.gradient_of_update(clients, each) for each in examples]
+    private = [clients.private_gradient(each, noise) for each in examples]
     summed = [torch.stack(each).mean(0) for each in zip(*plain, strict=True)]
-    private = [clients.private_gradient(each, noise) for each in one_each]
-    say(f"{NUMBER} images, each from the update of one training step on it")
-    low, high = (model.to_input(torch.full((1, 3, 1, 1), grey), CPU) for grey in (0, 255))
-    std, middle = (torch.tensor(values).view(3, 1, 1) for values in (model.STD, model.MEAN))
-
-    def find(wanted: list[torch.Tensor], count: int, title: str, adjusted: bool = True) -> list[tuple]:
-        """The images whose mean gradient is nearest to that one, and their classes as the last bias tells them."""
-        guesses = wanted[-1].argsort()[:count]
-        priors = [model.priors(each[None], len(clients.classes), own, CPU) for each in guesses]
-        log_priors = torch.stack([log_prior for log_prior, _ in priors]) * adjusted
-        targets = torch.stack([table[each] for each, (_, table) in zip(guesses, priors, strict=True)])
-        targets = targets if adjusted else F.one_hot(guesses, len(clients.classes)).float()
-        begin = torch.zeros(count, *clients.schema["input_shape"])
-        begin += 0.1 * torch.randn(begin.shape, generator=torch.Generator().manual_seed(clients.seed))
-
-        def loss(x: torch.Tensor) -> torch.Tensor:
-            return F.cross_entropy(start(x) + log_priors, targets)
-
-        found = gradient_inversion.invert(start, wanted, loss, (low, high), begin, title)
-        return list(zip(found * std + middle, guesses.tolist(), strict=True))
-
-    mixed = find(summed, NUMBER, "all images from the mean")
-    head = ["image", "mean colour", "one update", f"mean of {NUMBER}", f"epsilon {EPSILON:g} (noise {noise:.2f})"]
+    mixed = images.find(clients, summed, NUMBER, title="all images from the mean")
+    head = ["image", "mean colour", "one update", f"mean of {NUMBER}", with_epsilon(noise)]
     cells, shown = [head], []
-    for i, (truth, label) in enumerate(zip(images.float(), labels.tolist(), strict=True)):
-        closest = max(mixed, key=lambda pair: gradient_inversion.psnr(pair[0], truth))
-        (single,), (hidden,) = (
-            find(plain[i], 1, f"image {i + 1} from one update"),
-            find(private[i], 1, f"image {i + 1} under differential privacy", adjusted=False),
-        )
-        nothing = gradient_inversion.psnr(middle.expand_as(truth), truth)
-        told = [
-            f"{clients.classes[c]}, {gradient_inversion.psnr(x, truth):.1f} dB" for x, c in (single, closest, hidden)
-        ]
-        cells.append([clients.classes[label], f"{nothing:.1f} dB", *told])
-        shown.append([truth, single[0], closest[0], hidden[0]])
+    for i, (truth, label) in enumerate(zip(pixels.float(), labels.tolist(), strict=True)):
+        (single,) = images.find(clients, plain[i], 1, title=f"image {i + 1} from one update")
+        (hidden,) = images.find(clients, private[i], 1, private=True, title=f"image {i + 1} with {with_epsilon(noise)}")
+        closest = max(mixed, key=lambda found: psnr(found[0], truth))
+        found = [single, closest, hidden]
+        colour = psnr(torch.tensor(model.MEAN).view(3, 1, 1).expand_as(truth), truth)
+        told = [f"{clients.classes[guess]}, {psnr(seen, truth):.1f} dB" for seen, guess in found]
+        cells.append([clients.classes[label], f"{colour:.1f} dB", *told])
+        shown.append([truth, *(seen for seen, _ in found)])
 
     def draw(figure: Any) -> None:
         every = figure.subplots(NUMBER, 4, squeeze=False)
-        for axes, pixels in zip(every.flat, [each for row in shown for each in row], strict=True):
-            axes.imshow(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy(), interpolation="nearest")
+        for axes, one in zip(every.flat, [each for row in shown for each in row], strict=True):
+            axes.imshow(one.clamp(0, 255).byte().permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set_axis_off()
-        for axes, title in zip(every[0], ["trained on", "one update", f"mean of {NUMBER}", head[-1][:9]], strict=True):
-            axes.set_title(title, fontsize=10)
+        for axes, title in zip(every[0], ["trained on", *head[2:]], strict=True):
+            axes.set_title(title.partition(" (")[0], fontsize=10)
 
     return cells, draw
 
@@ -126,7 +105,7 @@ def members(clients: Clients) -> Result:
     single = [clients.update(part, PASSES, client) for client, part in enumerate(parts)]
     views = {f"one update, {PASSES} passes": single, f"mean of {NUMBER}, {PASSES} passes": [mean(single)] * NUMBER}
     views[f"one update, {FEW} passes"] = [clients.update(part, FEW, client) for client, part in enumerate(parts)]
-    views[f"epsilon {EPSILON:g} (noise {noise:.2f}), {FEW} passes"] = [
+    views[f"{with_epsilon(noise)}, {FEW} passes"] = [
         clients.private_update(part, RATE, round(FEW / RATE), noise, PEAK) for part in parts
     ]
     cells, curves = [["", "members told from strangers (AUC)", "accuracy on test images"]], {}
@@ -157,7 +136,10 @@ def members(clients: Clients) -> Result:
 
 
 def classes(clients: Clients) -> Result:
-    """Of clients with unequal mixes, one pass over their images. Differential privacy is not made to hide this."""
+    """Of clients with unequal mixes, after one pass over their images.
+
+    Read in two ways, as each kind of training hides one of them: logit adjustment the biases, noise the rows.
+    """
     noise = noise_for(EPSILON, DELTA, RATE, round(1 / RATE))
     rows = clients.draw(COUNTED)
     labels = clients.labels[rows]
@@ -166,29 +148,37 @@ def classes(clients: Clients) -> Result:
     say(f"classes of {NUMBER} clients of unequal mixes (Dirichlet 0.1), {len(rows):,} images in all, one pass")
     single = [clients.update(each, 1, client) for client, each in enumerate(examples)]
     private = [clients.private_update(each, RATE, round(1 / RATE), noise, PEAK) for each in examples]
-    views = {"one update": single, f"mean of {NUMBER}": [mean(single)] * NUMBER}
-    views[f"epsilon {EPSILON:g} (noise {noise:.2f})"] = private
+    views = {"one update": single, f"mean of {NUMBER}": [mean(single)] * NUMBER, with_epsilon(noise): private}
     counts = [np.bincount(truth.numpy(), minlength=len(clients.classes)) for _, truth in examples]
-    cells = [["counts by movement (rank correlation)", *(f"client {i}" for i in range(NUMBER))]]
-    moved = {}
+    cells = [["rank correlation with its counts", *(f"client {i}" for i in range(NUMBER))]]
     for view, networks in views.items():
-        moved[view] = [class_counts.movement(clients.start, each) for each in networks]
-        told = [class_counts.rank_correlation(*pair) for pair in zip(moved[view], counts, strict=True)]
-        cells.append([view, *(f"{each:.2f}" for each in told)])
+        for what, read in READINGS.items():
+            told = [
+                class_counts.rank_correlation(read(clients.start, network), count)
+                for network, count in zip(networks, counts, strict=True)
+            ]
+            cells.append([f"{view}, {what}", *(f"{each:.2f}" for each in told)])
 
     def draw(figure: Any) -> None:
         every, at = figure.subplots(NUMBER, 1, sharex=True), np.arange(len(clients.classes))
         for client, axes in enumerate(every):
-            axes.bar(at - 0.2, counts[client] / counts[client].max(), 0.4, color=LIGHT.federated, label="images")
-            read = moved["one update"][client] / moved["one update"][client].max()
-            axes.bar(at + 0.2, read, 0.4, color=LIGHT.centralised, label="read from its update")
+            rows = class_counts.row_lengths(clients.start, single[client])
+            biases = class_counts.bias_steps(clients.start, private[client])
+            bars = {"images": (counts[client], LIGHT.federated)}
+            bars["read from its update, rows"] = (rows, LIGHT.centralised)
+            bars[f"with epsilon {EPSILON:g}, biases"] = (biases - biases.min(), LIGHT.alone)
+            for place, (label, (values, colour)) in zip((-0.27, 0, 0.27), bars.items(), strict=True):
+                axes.bar(at + place, values / values.max(), 0.27, color=colour, label=label)
             axes.set(ylabel=f"client {client}", yticks=[])
         every[-1].set_xticks(at, clients.classes, rotation=45, ha="right")
-        figure.legend(*every[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+        figure.legend(
+            *every[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
+        )
 
     return cells, draw
 
 
+READINGS = {"rows": class_counts.row_lengths, "biases": class_counts.bias_steps}
 ATTACKS: dict[str, Callable[[Clients], Result]] = {"image": image, "members": members, "classes": classes}
 
 
@@ -210,7 +200,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    torch.set_num_threads(num_cores())
+    torch.set_num_threads(1)  # batches are so small that more only wait for each other
     try:
         task = open_task()
         dataset = task.open_dataset(args.dataset or task.default_dataset, args.data_dir, args.skip_damaged)

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 from helpers.processes import CLEAN, ROOT, quick_python
 
-SCRIPTS = ["server.py", "client.py", "demo.py", "baseline.py", "evaluate.py", "classify.py"]
+SCRIPTS = ["server.py", "client.py", "demo.py", "baseline.py", "evaluate.py", "classify.py", "leak.py"]
 COMMANDS = {name: [name] for name in SCRIPTS}
 COMMANDS |= {name: ["-m", f"federation.{name}"] for name in ("certificates", "report")}
 

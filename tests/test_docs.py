@@ -39,6 +39,7 @@ import baseline
 import classify
 import demo
 import evaluate
+import leak
 import model
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
@@ -435,7 +436,16 @@ OTHERS = {  # flags of programs that are not ours
 def flags() -> set[str]:
     """All flags of our programs."""
     parsers = [build_parser(None).format_help()]
-    for main in (demo.main, baseline.main, evaluate.main, classify.main, certificates.main, identity.main, report.main):
+    for main in (
+        demo.main,
+        baseline.main,
+        evaluate.main,
+        classify.main,
+        leak.main,
+        certificates.main,
+        identity.main,
+        report.main,
+    ):
         parsers.append(help_of(lambda main=main: call(main, "--help")))
     parsers.append(help_of(lambda: options.parse_args(None, ["--help"])))
     sources = [path.read_text() for path in (ROOT / "benchmarks").glob("*.py")]

@@ -1,14 +1,18 @@
-"""How many examples of each class a client has: by how far each class's row of the last layer has moved."""
+"""How many examples of each class a client has: by how each class's part of the last layer moved in its training."""
 
 import numpy as np
 import torch
 from torch import nn
 
 
-def movement(before: nn.Module, after: nn.Module) -> np.ndarray:
-    """How far each class's weights in the last layer moved in a training, (classes,): Euclidean."""
-    one, other = (_last_layer(each).detach() for each in (before, after))
-    return (other - one).norm(dim=1).numpy()
+def row_lengths(before: nn.Module, after: nn.Module) -> np.ndarray:
+    """How far each class's weights in the last layer moved, (classes,): Euclidean."""
+    return _step(before, after, "weight").norm(dim=1).numpy()
+
+
+def bias_steps(before: nn.Module, after: nn.Module) -> np.ndarray:
+    """By how much each class's bias in the last layer grew, (classes,)."""
+    return _step(before, after, "bias").numpy()
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -21,6 +25,8 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def _last_layer(network: nn.Module) -> torch.Tensor:
-    *_, last = (each for each in network.modules() if isinstance(each, nn.Linear))
-    return last.weight
+def _step(before: nn.Module, after: nn.Module, name: str) -> torch.Tensor:
+    one, other = (
+        [each for each in network.modules() if isinstance(each, nn.Linear)][-1] for network in (before, after)
+    )
+    return (getattr(other, name) - getattr(one, name)).detach()

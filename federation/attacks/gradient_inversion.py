@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 STEPS = 600
 RATE, FALLS = 0.1, (225, 375, 525)  # of the search: at these steps its rate falls to a tenth
-SMOOTHNESS = 0.01  # weight of the differences between neighbouring pixels
+SMOOTHNESS = 0.03  # weight of the differences between neighbouring pixels
 
 
 def gradient_of_step(before: nn.Module, after: nn.Module, learning_rate: float) -> list[torch.Tensor]:

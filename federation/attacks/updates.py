@@ -11,7 +11,6 @@ from federation.config import Recipe
 from federation.console import PublicError
 from federation.privacy.accounting import Accountant
 from federation.privacy.dp_sgd import Plan, train
-from federation.task import classification
 from federation.task.task import Task
 from federation.task.training import Examples
 
@@ -56,13 +55,13 @@ class Clients:
         return network
 
     def private_update(self, examples: Examples, rate: float, steps: int, noise: float, peak: float) -> nn.Module:
-        """The same by DP-SGD, its noise from the system: plain cross-entropy, at a learning rate that falls to 0.
+        """The same by private training, its noise from the system, at a learning rate that falls from peak to 0.
 
         rate, noise: as in dp_sgd.Plan.
         """
         plan = Plan(steps, rate, noise, CLIP, lambda t: peak * (1 - t))
-        title = "a client with differential privacy"
-        trained = train(self.start, self.as_inputs(examples), classification.loss, plan, os.urandom, title)
+        module, inputs, loss = self.task.private_training(self.start, examples)
+        trained = train(module, inputs, loss, plan, os.urandom, "a client with differential privacy")
         network = copy.deepcopy(self.start)
         network.load_state_dict(trained, strict=False)
         return network
