@@ -19,12 +19,13 @@ def who_learns_what(config: Mapping[str, Any]) -> list[list[str]]:
     """What each party gets to know of a client, by the settings in use; the first row is the head."""
     secure, private = bool(config.get("secure_aggregation")), bool(config.get("private_training"))
     within = ", within epsilon" if private else ""
+    counts = "about, from its update" if private else "yes, where the client says so; about, from its update"
     rows = [
         ["", "server", "other clients", "reader of the model"],
         ["examples", "no", "no", "no"],
         ["each client's update", "no" if secure else f"yes{within}", "no", "no"],
         ["the weighted sum of all updates", f"yes{within}", f"the model made of it{within}", f"the last one{within}"],
-        ["examples by class", "no" if secure or private else "yes, where the client says so", "no", "no"],
+        ["examples by class", "no" if secure else counts, "no", "no"],
         ["number of training examples", "yes", "yes" if secure else "its part of all", "its part of all"],
         ["sums over its columns, where they are scaled alike", "no" if private else "yes", "no", "no"],
         ["loss of its training", "no" if private else "the mean of all" if secure else "yes", "no", "no"],
