@@ -82,8 +82,8 @@ def compare(args: argparse.Namespace, device: str) -> None:
     folder, history, recipe, task, dataset = evaluate.open_run(args)
     if recipe.private_training:
         say(f"the run trained privately; here {recipe.model} trains by its ordinary recipe, without privacy")
-        ordinary: dict[str, Any] = {"private_training": False, "batch_size": None, "learning_rate": None, "own": None}
-        recipe = task.complete(dataclasses.replace(recipe, **ordinary))
+        open_again: dict[str, Any] = dict.fromkeys(("local_epochs", "batch_size", "learning_rate", "own"))
+        recipe = task.complete(dataclasses.replace(recipe, private_training=False, **open_again))
     rounds = history.by_round()[-1].round
     if rounds < 1:
         fail(f"--run {args.run} has not finished its first round; there is nothing to compare with", 2)

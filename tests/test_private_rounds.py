@@ -12,7 +12,9 @@ from federation.server import options
 from federation.server.engine_app import read_run_config
 
 import pytest
+from helpers.example_runs import make_images
 from helpers.in_process import Learner, federation, no_disk  # noqa: F401 (the last is used by every test)
+from helpers.processes import ROOT, Federation
 
 
 def private(epsilon: float | None, delta: float = 1e-5, **bad) -> Learner:
@@ -163,3 +165,23 @@ def test_on_flowers_engines_it_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="nodes have no flags for an epsilon and a ledger of their own"):
         read_run_config({"private-training": True}, clients=3)
     assert read_run_config({"private-training": False}, clients=3).recipe == Recipe()
+
+
+# With real programs
+
+
+@pytest.mark.processes
+def test_a_private_demo_keeps_its_ledgers_in_the_run_and_can_be_compared_with_training_that_is_not_private(tmp_path):
+    images = make_images(tmp_path / "images", train=8, test=2)
+    flags = ["--dp-epsilon", 3, "--rounds", 1, "--clients", 1, "--dataset", images, "--run-dir", tmp_path / "run"]
+    with Federation(tmp_path) as programs:
+        demo = programs.start("demo", ROOT / "demo.py", *flags)
+        demo.ends(0, 200)
+        assert "examples: epsilon 3 at delta 1e-05; noise" in demo.output
+        assert (tmp_path / "run/ledger-client-0.json").exists()
+        run = ("--run", tmp_path / "run", "--dataset", images)
+        baseline = programs.start("baseline", ROOT / "baseline.py", *run)
+        baseline.ends(0, 200)
+        assert "the run trained privately; here scattering trains by its ordinary recipe, without privacy" in (
+            baseline.output
+        )
