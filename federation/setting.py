@@ -69,18 +69,22 @@ class Settings:
         return tuple(each.name for each in fields(cls))
 
     @classmethod
+    def among(cls, values: Mapping[str, Any]) -> Self:
+        """Of these values those that are its settings, all others being at their defaults."""
+        return cls(**{name: values[name] for name in cls.names() if name in values})
+
+    @classmethod
     def from_stored(cls, config: Mapping[str, Any]) -> Self:
         """From a history.json, which may be of an earlier version: a setting that it lacks was at its default."""
         old = {each.metadata["old_flag"]: each.name for each in fields(cls) if each.metadata["old_flag"]}
-        renamed = {old.get(flag(name), name): value for name, value in config.items()}
-        return cls(**{name: renamed[name] for name in cls.names() if name in renamed})
+        return cls.among({old.get(flag(name), name): value for name, value in config.items()})
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
         """From the run config of Flower's engines, where "" leaves a setting at its default."""
         values = {key.replace("-", "_"): value for key, value in run_config.items() if value != ""}
         values["own"] = values.pop("set", {})
-        return cls(**{name: values[name] for name in cls.names() if name in values})
+        return cls.among(values)
 
 
 def add_flags(parser: argparse.ArgumentParser, kinds: Iterable[type[Settings]]) -> None:

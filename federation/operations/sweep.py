@@ -28,8 +28,9 @@ from federation.operations import sweep_results
 from federation.process import end_with_parent
 from federation.results.report import finish
 from federation.results.run_folder import RunFolder
-from federation.server.options import parse_args, same_value
+from federation.server.options import parse_args
 from federation.server.settings import ServerSettings
+from federation.server.stored_run import same_value
 from federation.setting import flag
 
 NAMES = [flag(name).removeprefix("--") for name in (*Recipe.names(), *ServerSettings.names())]
