@@ -18,7 +18,8 @@ from federation.results.run_folder import Checkpoint
 from federation.security.audit import utc_now
 from federation.server.acceptance import FEWEST_TO_COMPARE
 from federation.server.dispatch import SLICE, Request, RoundLost, RunFailed
-from federation.server.rounds import MAX_ATTEMPTS, FederatedServer, by_partition, shares
+from federation.server.records import by_partition, shares
+from federation.server.rounds import MAX_ATTEMPTS, FederatedServer
 
 import numpy as np
 from flwr.common import EvaluateRes, FitRes

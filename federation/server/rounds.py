@@ -4,22 +4,21 @@ import contextlib
 import json
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 from federation import model_file
 from federation.aggregation.means import mean_metrics
 from federation.aggregation.steps import Step
 from federation.aggregation.strategy import CheckedStrategy, MakeStrategy
-from federation.aggregation.validation import Score, Update
-from federation.compression import TooLarge, as_sent, num_bytes
+from federation.aggregation.validation import Update
+from federation.compression import TooLarge, as_sent
 from federation.console import clean, command_line, say, show_fault
 from federation.participants import column_statistics
 from federation.participants.client_manager import ClientManager, Participant, different_classes
 from federation.participants.provenance import provenance, software
 from federation.protocol import BEGINS, as_stored, from_stored, presence
-from federation.results.history import COSINE, DELTA, EPSILON, MEMBERS, STEP_SIZE, WEIGHT, RoundRecord
+from federation.results.history import MEMBERS, WEIGHT, RoundRecord
 from federation.results.observers import Observers
 from federation.results.privacy import spent_in_words
 from federation.results.run_folder import Checkpoint, Run
@@ -27,6 +26,7 @@ from federation.results.tables import Table
 from federation.security.audit import FILE, AuditLog, privacy_of, utc_now
 from federation.server.acceptance import Acceptance, Evaluation, without_culprit
 from federation.server.dispatch import Dispatcher, RoundLost, RunFailed, Stopped
+from federation.server.records import by_partition, received, shares, spent
 from federation.server.secure_rounds import secure_statistics, secure_updates
 from federation.server.settings import ServerSettings
 
@@ -100,34 +100,6 @@ def record_of(number: int, evaluation: Evaluation, acceptance: Acceptance) -> Ro
     if acceptance.clients.recipe.private_training:
         record.by_client |= spent(evaluation.scores)
     return record
-
-
-def by_partition(steps: dict[int, Step]) -> dict[str, dict[str, float]]:
-    """The size of each step and its cosine to the mean of the others', as a record has them."""
-    sizes = {str(partition): step.size for partition, step in steps.items()}
-    cosines = {str(partition): step.cosine for partition, step in steps.items() if step.cosine is not None}
-    return {STEP_SIZE: sizes, COSINE: cosines}
-
-
-def spent(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
-    """Epsilon and delta of the clients that say them, as a record has them."""
-    told = {str(score.partition): (score.epsilon, score.delta) for score in scores}
-    epsilons = {partition: epsilon for partition, (epsilon, _) in told.items() if epsilon is not None}
-    deltas = {partition: delta for partition, (_, delta) in told.items() if delta is not None}
-    return {EPSILON: epsilons, DELTA: deltas}
-
-
-def received(update: Update, compress: str) -> int:
-    """Bytes that came in for it."""
-    return num_bytes(update.weights, compress) if update.parts is None else update.received
-
-
-def shares(updates: Sequence[Update]) -> dict[str, float]:
-    """Each update's weight in the mean of McMahan et al.: its part of the examples; other strategies start from it."""
-    total, examples = sum(update.examples for update in updates), Counter[int]()
-    for update in updates:
-        examples.update(update.clients)
-    return {str(partition): number / total for partition, number in sorted(examples.items())}
 
 
 class FederatedServer(Server):
