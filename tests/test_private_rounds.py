@@ -126,6 +126,17 @@ def test_epsilon_is_void_where_a_client_whose_training_counts_says_none():
     assert epsilon_of(run.rounds[1], run) == "void"
 
 
+def test_a_private_run_that_is_done_again_has_other_bits_as_its_noise_is_another():
+    first, again = (
+        History({"private_training": True, "run_id": one}, [RoundRecord(0, {}, weights_sha256=one * 64)])
+        for one in "ab"
+    )
+    again.config["again"] = first.to_repeat()
+    assert again.repetition() == (
+        "other bits than run a, from round 0 on: private training draws other noise each time"
+    )
+
+
 def test_the_page_says_who_learns_what_under_private_training():
     def of(**flags) -> dict:
         return dict((row[0], row[1:]) for row in who_learns_what(flags))

@@ -156,6 +156,8 @@ class History:
             why = "the software is another"
         if any(isinstance(record, VersionRecord) for record in self.rounds):
             why = "the asynchronous mode depends on who is faster"
+        if self.config.get("private_training"):
+            why = "private training draws other noise each time"
         return f"other bits than {name}, from {self.rounds[0].unit} {first[0]} on: {why}"
 
     @property
