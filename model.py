@@ -88,8 +88,8 @@ class LeNet(nn.Sequential):
 
 WIDE = functools.partial(Cnn, widths=(96, 192, 256))
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    **{"cnn": Cnn, "cnn-large": WIDE, "scattering": Scattering, "lenet": LeNet}
-}
+    "cnn": Cnn, "cnn-large": WIDE, "scattering": Scattering, "lenet": LeNet,
+}  # fmt: skip
 
 
 def build(schema: dict, recipe: Recipe) -> nn.Module:
@@ -142,10 +142,10 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
         logits = logits_of(network, to_input(seen_images, device))
         if not done:
             log_prior, targets = priors(labels, logits.shape[1], recipe.own, device)
-        loss = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        mean = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
+        gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
         optimiser.step(gradients, recipe.learning_rate * rate_at(t, recipe.own["final_rate"]))
-        total += loss.item() * len(batch)
+        total += mean.item() * len(batch)
     return {"train_loss": total / max(sum(len(batch) for batch in batches), 1)}
 
 
@@ -183,12 +183,12 @@ def evaluate(network: nn.Module, examples: Examples, recipe: Recipe) -> dict[str
     images, labels = examples
     device = next(network.parameters()).device
     network.eval()
-    loss, right = 0.0, 0
+    total, right = 0.0, 0
     for batch, truth in zip(images.split(500), labels.to(device).split(500), strict=True):
         logits = logits_of(network, to_input(batch, device))  # (500, classes)
-        loss += F.cross_entropy(logits, truth, reduction="sum").item()
+        total += F.cross_entropy(logits, truth, reduction="sum").item()
         right += (logits.argmax(1) == truth).sum().item()
-    return {"loss": loss / len(images), "accuracy": right / len(images)}
+    return {"loss": total / len(images), "accuracy": right / len(images)}
 
 
 @torch.inference_mode()
