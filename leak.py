@@ -13,10 +13,11 @@ from typing import Any
 
 from federation.attacks import class_counts, images, membership
 from federation.attacks.gradient_inversion import psnr
-from federation.attacks.updates import Clients, mean, noise_for
+from federation.attacks.updates import Clients, mean
 from federation.client.options import add_dataset_flags
 from federation.console import Parser, PublicError, fail, say
 from federation.partition import shares
+from federation.privacy.accounting import noise_for
 from federation.process import write_content
 from federation.results.tables import in_columns
 from federation.results.theme import LIGHT, canvas
@@ -58,7 +59,7 @@ def with_epsilon(noise: float) -> str:
 
 def image(clients: Clients) -> Result:
     """Of clients that make one step on one image each. Of the mean of all, all images are sought at once."""
-    noise = noise_for(EPSILON, DELTA, rate=1, steps=1)
+    noise = noise_for(EPSILON, DELTA, rate=1, number=1)
     pixels, labels = clients.load(clients.draw(NUMBER))
     say(f"{NUMBER} images, each from the update of one training step on it alone")
     examples = [(pixels[[i]], labels[[i]]) for i in range(NUMBER)]

@@ -1,7 +1,6 @@
 """Private training: accuracy by epsilon, what an epoch costs, and the accountant against a closed form."""
 
 import argparse
-import functools
 import json
 import math
 import os
@@ -14,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from federation.config import Recipe
 from federation.partition import shares
-from federation.privacy.accounting import Accountant, Steps
-from federation.privacy.dp_sgd import Plan, train
+from federation.privacy.accounting import Accountant, Steps, noise_for
+from federation.privacy.dp_sgd import Plan, draws, train
 from federation.task.task import open_task
 from federation.task.training import Examples, Loss
 
@@ -46,21 +45,10 @@ def read(dataset: InMemory, split: str) -> Examples:
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-@functools.lru_cache
-def noise_for(epsilon: float, rate: float, steps: int) -> float:
-    return Accountant().noise_for(epsilon, DELTA, rate, steps)
-
-
 def plan_of(recipe: Recipe, size: int, epsilon: float | None, server_round: int) -> Plan:
-    """As private_training.py makes it."""
-    rate = recipe.batch_size / size
-    steps, part = recipe.local_epochs * round(1 / rate), recipe.part(0, server_round)
-    noise = noise_for(epsilon, rate, steps * recipe.rounds) if epsilon else 0.0
-
-    def learning_rate(t: float) -> float:
-        return recipe.learning_rate * (1 - part.start - (part.end - part.start) * t)
-
-    return Plan(steps, rate, noise, 1.0 if epsilon else 1e9, learning_rate)
+    rate, steps = draws(recipe, size)
+    noise = noise_for(epsilon, DELTA, rate, steps * recipe.rounds) if epsilon else 0.0
+    return Plan.of(recipe, recipe.part(0, server_round), size, noise, 1.0 if epsilon else 1e9)
 
 
 def federate(parts: Parts, test: Examples, recipe: Recipe, epsilon: float | None) -> list[float]:
@@ -119,7 +107,7 @@ def slowdown(train_set: Examples, repeat: int) -> dict:
     ordinary = TASK.complete(Recipe(model="lenet"))
     large = TASK.complete(Recipe(model="lenet", batch_size=recipe.batch_size, learning_rate=0.02))
     module, examples, loss = TASK.private_training(network, mine)
-    noise_for(8.0, recipe.batch_size / len(mine[0]), 3 * round(len(mine[0]) / recipe.batch_size))
+    plan_of(recipe, len(mine[0]), 8.0, 1)  # calibrated now, and not while it is timed
     times: dict[str, list[float]] = {"ordinary": [], "private_batches": [], "private": []}
     for turn in range(repeat + 1):
         marks = [time.process_time()]

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from federation.config import Recipe
 from federation.partition import shares
-from federation.privacy.accounting import Accountant
-from federation.privacy.dp_sgd import Plan, train
+from federation.privacy.accounting import noise_for
+from federation.privacy.dp_sgd import Plan, draws, train
 from federation.privacy.noise import Source
 from federation.task import classification
 from federation.task.task import open_task
@@ -58,26 +58,12 @@ class Films:
         return shares(labels, labels, 3, "iid", 0.5, seed)[0]
 
 
-class Noises:
-    """The noise that an epsilon takes: seconds of work, so each only once."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[float, float, int], float] = {}
-
-    def of(self, epsilon: float, rate: float, steps: int) -> float:
-        key = (epsilon, rate, steps)
-        if key not in self.known:
-            self.known[key] = Accountant().noise_for(epsilon, DELTA, rate, steps)
-        return self.known[key]
-
-
 class Federation:
     """One network, whose head is trained anew for each run."""
 
     def __init__(self) -> None:
         self.network = keep_frozen(TASK.build({"classes": TASK.data.CLASSES}, TASK.complete(Recipe())))
         self.head = self.network.head
-        self.noises = Noises()
         self.test, self.few = generated("test", MORE), generated("test")
 
     def run(self, films: Films, parts: Parts, recipe: Recipe, epsilon: float | None) -> dict[str, float]:
@@ -109,14 +95,9 @@ class Federation:
         return self._weights()
 
     def _private(self, examples: Examples, recipe: Recipe, partition: int, number: int, epsilon: float) -> Weights:
-        rate = recipe.batch_size / len(examples[0])
-        steps = recipe.local_epochs * round(1 / rate)
-        noise = self.noises.of(epsilon, rate, steps * ROUNDS)
-
-        def learning_rate(t: float) -> float:
-            return recipe.learning_rate * (1 - (number - 1 + t) / ROUNDS)
-
-        plan = Plan(steps, rate, noise, CLIP, learning_rate)
+        rate, steps = draws(recipe, len(examples[0]))
+        noise = noise_for(epsilon, DELTA, rate, steps * ROUNDS)
+        plan = Plan.of(recipe, recipe.part(partition, number), len(examples[0]), noise, CLIP)
         return train(self.head, examples, classification.loss, plan, Source().bytes_of(partition, number))
 
 

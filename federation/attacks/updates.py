@@ -2,14 +2,12 @@
 
 import copy
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from federation.config import Recipe
 from federation.console import PublicError
-from federation.privacy.accounting import Accountant
 from federation.privacy.dp_sgd import Plan, train
 from federation.task.task import Task
 from federation.task.training import Examples
@@ -78,9 +76,3 @@ def mean(networks: Sequence[nn.Module]) -> nn.Module:
     network, states = copy.deepcopy(networks[0]), [each.state_dict() for each in networks]
     network.load_state_dict({name: sum(each[name] for each in states) / len(states) for name in states[0]})
     return network
-
-
-@functools.cache  # a calibration takes seconds
-def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The noise with which so many steps have this epsilon. Raises PublicError without dp-accounting."""
-    return Accountant().noise_for(epsilon, delta, rate, steps)

@@ -93,6 +93,12 @@ class Accountant:
             self._pld.compose(self._dp.SelfComposedDpEvent(event, steps.number))
 
 
+@functools.cache  # a calibration takes seconds
+def noise_for(epsilon: float, delta: float, rate: float, number: int) -> float:
+    """The least noise for so many steps where nothing is spent before; see Accountant."""
+    return Accountant().noise_for(epsilon, delta, rate, number)
+
+
 def _dp_accounting() -> tuple[Any, Any]:
     """The module, and its accountant; imported when used, as that takes a second."""
     try:

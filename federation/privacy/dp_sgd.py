@@ -1,10 +1,12 @@
-"""DP-SGD: gradient descent whose steps tell little of any one example (Abadi et al. 2016, arXiv:1607.00133)."""
+"""DP-SGD: gradient descent that bounds what its steps tell of any one example (Abadi et al. 2016, arXiv:1607.00133)."""
 
 import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
+from federation.config import Part, Recipe
 from federation.privacy.noise import RandomBytes, poisson_draw, secret_normal
 from federation.task.training import Examples, Loss
 
@@ -27,6 +29,25 @@ class Plan:
     clip: float  # L2 norm that one example's gradient has at most
     learning_rate: Callable[[float], float]  # at each time of the training, from 0 to 1
     proximal_mu: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe, part: Part, size: int, noise: float, clip: float) -> Self:
+        """As the recipe has it with so many examples; the learning rate falls in a straight line over all rounds."""
+
+        def learning_rate(t: float) -> float:
+            return recipe.learning_rate * (1 - part.start - (part.end - part.start) * t)
+
+        rate, steps = draws(recipe, size)
+        return cls(steps, rate, noise, clip, learning_rate, recipe.proximal_mu)
+
+
+def draws(recipe: Recipe, size: int) -> tuple[float, int]:
+    """With which probability a step draws each of so many examples, and how many steps a round has.
+
+    Who has fewer examples than a batch draws all of them in each step.
+    """
+    rate = min(1.0, recipe.batch_size / size)
+    return rate, recipe.local_epochs * round(1 / rate)
 
 
 def train(

@@ -21,25 +21,29 @@ def check_delta(budget: Budget, size: int) -> None:
         raise PublicError(f"--dp-delta {budget.delta:g} must be below 1 in its {size:,} examples, {1 / size:.2g}")
 
 
-def parts_to_train(client: Any) -> tuple[torch.nn.Module, tuple, Any]:
-    """What trains, on what, by which loss, as the task says it. Raises PublicError with the remedy."""
+def check_network(client: Any) -> None:
+    """Whether its task and network can be trained privately at all. Raises PublicError with the remedy."""
     task, network, name = client.task, client.network, client.recipe.model
     if not task.has("private_training"):
         raise PublicError(f"its task's model.py has no private_training(network, examples); {PAGE} says more")
     if task.has("columns"):
         raise PublicError("its task scales columns by sums over its examples, which no epsilon covers; use another")
     network.train()  # which frozen layers don't obey
-    before = hash_arrays(client.get_parameters({}))
     if any(isinstance(layer, _BatchNorm) and layer.training for layer in network.modules()):
         fit = [other for other, defaults in task.models.items() if PRIVATE in defaults and other != name]
         remedy = f"use --model {' or '.join(fit)}" if fit else "use a network with GroupNorm, or without"
         raise PublicError(f"{name} has BatchNorm, which mixes examples, so there is no private training; {remedy}")
-    module, examples, loss = task.private_training(network, client.train_set)
+
+
+def parts_to_train(client: Any) -> tuple[torch.nn.Module, tuple, Any]:
+    """What trains, on what, by which loss, as the task says it. Raises PublicError with the remedy."""
+    before = hash_arrays(client.get_parameters({}))
+    module, examples, loss = client.task.private_training(client.network, client.train_set)
     check(examples)
     if hash_arrays(client.get_parameters({})) != before:  # by running means, say, which no epsilon would cover
         raise PublicError("its task's private_training changes the network; let it work in eval mode")
     if not any(each.requires_grad for each in module.parameters()):
-        raise PublicError(f"all layers of {name} are frozen: there is nothing to train")
+        raise PublicError(f"all layers of {client.recipe.model} are frozen: there is nothing to train")
     return module, examples, loss
 
 

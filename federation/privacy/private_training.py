@@ -8,10 +8,10 @@ from federation.console import PublicError, say
 from federation.pieces import hash_arrays
 from federation.privacy.accounting import CLOSE, Accountant, Spent, Steps
 from federation.privacy.budget import Budget, check_budget
-from federation.privacy.dp_sgd import Plan, train
+from federation.privacy.dp_sgd import Plan, draws, train
 from federation.privacy.ledger import Ledger, LedgerError, Training
 from federation.privacy.noise import Source
-from federation.privacy.private_task import check_delta, hash_examples, parts_to_train
+from federation.privacy.private_task import check_delta, check_network, hash_examples, parts_to_train
 from federation.protocol import DP_DELTA, DP_EPSILON, Assignment
 from federation.security.audit import utc_now
 
@@ -56,16 +56,15 @@ class PrivateClient:
     def __init__(self, client: Any, budget: Budget, assignment: Assignment):
         self._client, self.budget, self.recipe = client, budget, client.recipe
         self._run, self._partition = assignment.run_id, assignment.partition
-        self._module, self._examples, self._loss = parts_to_train(client)
-        self._size = len(self._examples[0])
+        check_network(client)
+        sha256, self._size = hash_examples(client.train_set), len(client.train_set[0])
         check_delta(budget, self._size)
-        self._rate = min(1.0, self.recipe.batch_size / self._size)  # who has fewer draws all of them in each step
-        self._steps = self.recipe.local_epochs * round(1 / self._rate)  # of one round
-        sha256 = hash_examples(client.train_set)
+        self._rate, self._steps = draws(self.recipe, self._size)
         path = Path(budget.ledger) if budget.ledger else FOLDER / f"{sha256[:16]}.json"
         self.ledger = Ledger.open(path, sha256, self._size)
         try:
             self._begin(path)
+            self._module, self._examples, self._loss = parts_to_train(client)  # last, as features take a while
         except BaseException:
             self.ledger.close()
             raise
@@ -77,8 +76,10 @@ class PrivateClient:
             raise LedgerError(path, f"{words}; where they are no secret, begin a new one with --ledger")
         self._accountant = Accountant(self.ledger.steps_of())
         self._spent = self._accountant.epsilon(budget.delta)
-        before = Accountant(self.ledger.steps_of(lambda run: run != self._run)).epsilon(budget.delta)
-        self._limit = min(budget.epsilon, before + (budget.epsilon_per_run or budget.epsilon))
+        self._limit = budget.epsilon
+        if budget.epsilon_per_run is not None:
+            before = Accountant(self.ledger.steps_of(lambda run: run != self._run)).epsilon(budget.delta)
+            self._limit = min(budget.epsilon, before + budget.epsilon_per_run)
         self._noise = self._choose_noise()
         about = f"noise {self._noise:.3g} x clip {budget.clip:g}, {self._steps} steps a round; ledger {path}"
         if budget.seed is not None:
@@ -169,11 +170,7 @@ class PrivateClient:
         """Train, and write it down; where that fails the network is as it was, so that nothing can leave."""
         span = (config["start"], config["end"]) if "start" in config else None
         part = self.recipe.part(self._partition, number, f"round {number}", span)
-
-        def learning_rate(t: float) -> float:
-            return self.recipe.learning_rate * (1 - part.start - (part.end - part.start) * t)
-
-        plan = Plan(self._steps, self._rate, self._noise, self.budget.clip, learning_rate, self.recipe.proximal_mu)
+        plan = Plan.of(self.recipe, part, self._size, self._noise, self.budget.clip)
         if self.budget.seed is not None:
             torch.manual_seed(part.seed)  # of dropout, which is no secret
         random_bytes = Source(self.budget.seed).bytes_of(self._partition, number)
