@@ -56,7 +56,7 @@ def serve(server: Server, args: argparse.Namespace, certificates: tuple[bytes, b
     allow_many_connections()
     give_memory_back()
     harden()
-    keep_server_connections()
+    keep_server_connections(args.partitions)
     start_server(
         server_address=args.address,
         server=server,

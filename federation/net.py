@@ -6,6 +6,7 @@ asks for one: disconnected while it waits for the server's next message, it woul
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 
 from federation.console import fail
@@ -25,6 +26,7 @@ SERVER = [
     ("grpc.keepalive_timeout_ms", PATIENCE_SECONDS * 1000),  # of Flower's own pings, and of TCP
     ("grpc.http2.min_ping_interval_without_data_ms", PING_SECONDS * 1000 // 3),  # else gRPC allows one in 5 minutes
 ]
+SPARE = 1_000  # streams for whoever has no place: who waits for one, or is not verified yet
 PLAIN = {name: getattr(grpc, name) for name in ("server", "insecure_channel", "secure_channel")}
 
 
@@ -83,9 +85,19 @@ def bypass_proxy(host: str) -> None:
     os.environ["no_grpc_proxy"] = f"{excepted},{host}"  # noqa: SIM112
 
 
-def keep_server_connections() -> None:
-    """Have flwr.server.start_server, which takes no options for gRPC, listen with SERVER."""
-    _add("server", SERVER)
+def keep_server_connections(clients: int) -> None:
+    """Have flwr.server.start_server, which takes no options for gRPC, listen with SERVER, and serve so many clients.
+
+    A stream keeps a thread for as long as it lasts, and Flower's server has 1,000 of them at most.
+    """
+    streams = clients + SPARE
+
+    def make(_: object, *, options: list[tuple[str, object]], **rest: object) -> grpc.Server:
+        pool = ThreadPoolExecutor(streams)  # which starts a thread only where none is free
+        rest["maximum_concurrent_rpcs"] = streams
+        return PLAIN["server"](pool, options=[*options, *SERVER], **rest)
+
+    setattr(grpc, "server", make)  # noqa: B010 (as in _add)
 
 
 def keep_client_connection() -> None:

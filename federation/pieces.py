@@ -18,8 +18,10 @@ import numpy as np
 from flwr.common import Parameters
 
 LARGE = 32_000_000  # bytes of a model that travels in pieces
+IN_MEMORY = 100_000_000  # bytes of all updates of a round that wait there for their turn; more wait on disk
 PIECE = 2_000_000  # bytes of one
-BLOCK = 1_000_000  # numbers that are worked on at a time
+BLOCK = 1_000_000  # numbers of an array that are worked on at a time...
+AT_A_TIME = 4_000_000  # ...and of all arrays together
 
 
 @dataclass
@@ -92,8 +94,12 @@ def _title(dtype: np.dtype, shape: Sequence[int]) -> bytes:
     return f"{dtype.str} {tuple(shape)}\n".encode()
 
 
-def blocks(size: int, length: int = BLOCK) -> Iterator[tuple[int, int]]:
-    """The places of an array of so many numbers, a block at a time; of none, one empty block."""
+def blocks(size: int, length: int = BLOCK, of: int = 1) -> Iterator[tuple[int, int]]:
+    """The places of an array of so many numbers, a block at a time; of none, one empty block.
+
+    of: arrays of which a block each is worked on at the same time, so that those of many are shorter.
+    """
+    length = max(1, min(length, AT_A_TIME // max(1, of)))
     return ((start, min(start + length, size)) for start in range(0, max(1, size), length))
 
 
@@ -180,3 +186,11 @@ class Store:
             self._digest.update(title)
         self._digest.update(view)
         self._added = end
+
+
+def on_disk(arrays: Sequence[np.ndarray], folder: Path | None) -> InPieces:
+    """Arrays that came in one message, to wait in a file in that folder for their turn. Raises StoreFull."""
+    store = Store(folder, [(array.shape, array.dtype, array.dtype) for array in arrays])
+    for array in arrays:
+        store.add(array.tobytes())
+    return InPieces(arrays=store.arrays, folder=folder, sha256=store.sha256())

@@ -4,6 +4,7 @@ have in one message and in memory."""
 import errno
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -170,6 +171,13 @@ def test_blocks_cover_each_place_once_and_of_nothing_there_is_one():
     assert list(blocks(7, 3)) == [(0, 3), (3, 6), (6, 7)]
     assert list(blocks(6, 3)) == [(0, 3), (3, 6)]
     assert list(blocks(0, 3)) == [(0, 0)]
+
+
+def test_the_blocks_of_many_arrays_are_shorter_so_that_those_at_work_take_the_same_room():
+    assert list(blocks(2_000_000, 1_000_000, of=4)) == [(0, 1_000_000), (1_000_000, 2_000_000)]
+    assert list(blocks(1_000_000, 1_000_000, of=8)) == [(0, 500_000), (500_000, 1_000_000)]
+    assert list(blocks(10_000, 16_384, of=1_000)) == [(0, 4_000), (4_000, 8_000), (8_000, 10_000)]
+    assert list(blocks(2, 1, of=10**9)) == [(0, 1), (1, 2)]
 
 
 def test_what_is_stored_leaves_no_file_behind(tmp_path):
@@ -530,6 +538,11 @@ class InPiecesAtHand(in_process.Proxy):
         return super().evaluate(type(ins)(parameters, ins.config), timeout, group_id)
 
 
+def many_updates(monkeypatch) -> None:
+    """The updates of a round of in_process.py are more than its server keeps in memory."""
+    monkeypatch.setattr("federation.server.dispatch.IN_MEMORY", 0)
+
+
 @pytest.fixture
 def large(monkeypatch):
     """The model of in_process.py is a large one."""
@@ -559,6 +572,62 @@ def test_a_full_disk_ends_the_run_in_one_line_and_no_client_is_blamed(mode, larg
     assert server.clients.dropped == {}
     assert [one.partition for one in server.clients.ready()] == [0, 1, 2]
     assert not any(event["event"] == "left" for event in server.history.events)
+
+
+@pytest.mark.parametrize("number", [1, 3, 4], ids=["all in memory", "three clients' just fit", "one more does not"])
+def test_the_updates_of_a_round_wait_on_disk_where_all_together_take_too_much_memory(number, tmp_path, monkeypatch):
+    monkeypatch.setattr("federation.server.dispatch.IN_MEMORY", 3 * (2 * 4 + 4 + 8))  # bytes of three of its models
+    server = in_process.federation(tmp_path, [in_process.Learner() for _ in range(number)])
+    answers = server.dispatcher.fit(1, in_process.START, server.clients.ready())
+    on_disk = [isinstance(answer.parameters, InPieces) for _, answer in answers]
+    assert on_disk == [number > 3] * number
+
+
+@pytest.mark.parametrize("compress", ["none", "fp16"])
+def test_a_run_whose_updates_wait_on_disk_gives_the_bits_and_the_record_of_any(compress, tmp_path, monkeypatch):
+    def run(name: str) -> tuple:
+        learners = [in_process.Learner(step, examples) for step, examples in ((0.1, 3), (0.7, 5), (-0.3, 2))]
+        server = in_process.federation(tmp_path / name, learners, compress=compress)
+        server.federate()
+        lines = map(json.loads, (tmp_path / name / "run/audit.jsonl").read_text().splitlines())
+        came = [(line["sha256"], line["bytes"]) for line in lines if line["kind"] == "update"]
+        rows = [{**vars(row), "utc": "", "seconds": 0} for row in server.history.rounds]
+        return [array.tobytes() for array in server.weights], rows, sorted(came)
+
+    usual = run("memory")
+    many_updates(monkeypatch)
+    assert run("disk") == usual
+    assert len(usual[2]) == 9
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[np.zeros(3, np.float32), np.ones(1, np.float32), np.array(1)], [np.zeros(2, np.float32)], [np.array(["a"])]],
+    ids=["another shape", "too few arrays", "no numbers"],
+)
+def test_an_update_of_other_arrays_is_refused_in_the_same_words_where_updates_wait_on_disk(
+    answer, tmp_path, monkeypatch
+):
+    def reasons(name: str) -> list[str]:
+        wrong = in_process.Learner(fit=lambda number, weights, n, metrics: (answer, n, metrics))
+        server = in_process.federation(tmp_path / name, [in_process.Learner(), wrong], rounds=1)
+        server.federate()
+        return [each["reason"] for each in server.history.rejected]
+
+    usual = reasons("memory")
+    many_updates(monkeypatch)
+    assert reasons("disk") == usual != []
+
+
+def test_a_disk_that_does_not_take_the_updates_of_a_round_ends_the_run_in_one_line(
+    full_disk, tmp_path, capsys, monkeypatch
+):
+    many_updates(monkeypatch)
+    server = in_process.federation(tmp_path, [in_process.Learner() for _ in range(3)])
+    server.federate()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
+    assert f"the run folder {tmp_path / 'run'} can't be written (No space left on device)" in line
+    assert (server.exit_code, server.clients.dropped) == (1, {})
 
 
 # In processes

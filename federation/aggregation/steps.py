@@ -32,7 +32,7 @@ def measure(
     for i, old in enumerate(starts[0] if starts else []):
         if old.dtype.kind != "f" or not np.isfinite(old).all():
             continue
-        for place in blocks(old.size):
+        for place in blocks(old.size, of=count):
             steps = [
                 np.subtract(block(u.weights[i], *place), block(start[i], *place), dtype=np.float64)
                 for u, start in zip(updates, starts, strict=True)

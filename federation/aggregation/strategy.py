@@ -181,7 +181,7 @@ class CheckedStrategy:
         made = []
         for k, i in enumerate(self.trained):
             like = updates[0][0][i]
-            places = blocks(like.size, PIECE)
+            places = blocks(like.size, PIECE, of=len(updates))
             parts = [step(k, place, [([block(update[i], *place)], n) for update, n in updates]) for place in places]
             made.append([np.concatenate(part).reshape(like.shape) for part in zip(*parts, strict=True)])
         return [list(arrays) for arrays in zip(*made, strict=True)] or [[]]
@@ -220,7 +220,7 @@ def _points(updates: list[list[Any]]) -> np.ndarray:
     """
     gram = np.zeros((len(updates), len(updates)))
     for i, array in enumerate(updates[0]):
-        for place in blocks(array.size, 4 * PIECE):
+        for place in blocks(array.size, 4 * PIECE, of=len(updates)):
             rows = np.stack([block(update[i], *place) for update in updates]).astype(np.float64)
             rows -= rows[0]
             gram += rows @ rows.T

@@ -21,8 +21,16 @@ class Outgoing:
     """A global model as it is sent, and what the record says of it: worked out once for all who get it."""
 
     parameters: Parameters
+    arrays: list[np.ndarray]  # as they travel
     sha256: str = ""
-    bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return num_bytes(self.arrays, "none")
+
+    def is_like(self, arrays: Sequence[Any]) -> bool:
+        """Whether an update of these arrays may be one of it: shapes and dtypes are its own."""
+        return [(each.shape, each.dtype) for each in arrays] == [(each.shape, each.dtype) for each in self.arrays]
 
 
 class Exchange:
@@ -45,8 +53,8 @@ class Exchange:
     def outgoing(self, parameters: Parameters, packed: list[np.ndarray], weights: list[np.ndarray]) -> Outgoing:
         """packed: the weights as they travel."""
         if not self.log.path:
-            return Outgoing(parameters)
-        return Outgoing(parameters, self.hash_of(weights, packed), num_bytes(packed, "none"))
+            return Outgoing(parameters, packed)
+        return Outgoing(parameters, packed, self.hash_of(weights, packed))
 
     def made(self, number: int, weights: list[np.ndarray]) -> str:
         """Write down the global model of this round or version; returns its hash."""

@@ -26,7 +26,7 @@ from flwr.common import GetPropertiesIns, ReconnectIns
 from flwr.server.client_proxy import ClientProxy
 
 VERIFY_SECONDS = 10  # a connection that says nothing for so long is dropped
-MOST_UNVERIFIED = 64  # connections at a time; of Flower's 1,000 streams the rest stays free for clients
+MOST_UNVERIFIED = 64  # connections at a time; the rest of the server's streams stays free for clients
 WAITERS = 1000  # on the waiting list
 NOTHING: Mapping[str, str] = MappingProxyType({})
 

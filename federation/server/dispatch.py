@@ -16,7 +16,7 @@ from federation.compression import TooLarge, as_sent, num_bytes, pack, travels_a
 from federation.console import say
 from federation.participants.client_manager import ClientManager, Participant
 from federation.participants.exchange import Exchange, Outgoing
-from federation.pieces import LARGE, InPieces, StoreFull
+from federation.pieces import IN_MEMORY, LARGE, InPieces, StoreFull, on_disk
 from federation.protocol import TaskSummary
 from federation.security.audit import Unwritable
 from federation.security.masks import LEAST
@@ -174,11 +174,14 @@ class Dispatcher:
         self, server_round: int, weights: list[np.ndarray], selected: list[Participant]
     ) -> list[tuple[Participant, FitRes]]:
         """Local training on these weights, side by side; the answers by partition. Raises RoundLost without any."""
-        parameters, hosts, self.held = self.parameters(weights), self.hosts(), {}
+        model, hosts, self.held = self.parameters(weights), self.hosts(), {}
+        to_disk = len(selected) * model.bytes > IN_MEMORY
         told: dict[str, Scalar] = {"participants": len(selected)}
         if self.recipe.secure_aggregation and self.settings.max_update_norm is not None:
             told["max_update_norm"] = self.settings.max_update_norm
-        answers = self._wait_for_all([self.start_fit(one, hosts, parameters, server_round, **told) for one in selected])
+        answers = self._wait_for_all(
+            [self.start_fit(one, hosts, model, server_round, to_disk, **told) for one in selected]
+        )
         if not answers:
             raise RoundLost
         return answers
@@ -260,15 +263,28 @@ class Dispatcher:
         return Counter(one.host for one in self.clients.ready())
 
     def start_fit(
-        self, participant: Participant, hosts: Counter[str], model: Outgoing, number: int, **more: Scalar
+        self,
+        participant: Participant,
+        hosts: Counter[str],
+        model: Outgoing,
+        number: int,
+        to_disk: bool = False,
+        **more: Scalar,
     ) -> Request:
-        """Ask for a training; number is the round's or the training's, from which its randomness is drawn."""
+        """Ask for a training; number is the round's or the training's, from which its randomness is drawn.
+
+        to_disk: the update waits for its turn in a file, unless it is none that could count.
+        """
         ins = FitIns(model.parameters, {**_config(number, participant, hosts), **more})
         out, back = ("model-to-measure", "statistics") if "measure" in more else ("model-to-train", "update")
 
         def fit(client: ClientProxy, timeout: float) -> FitRes:
             self.exchange.sent(out, participant, number, model)
             answer = client.fit(ins, timeout, number)
+            if to_disk and not isinstance(answer.parameters, InPieces):
+                arrays = travelled(answer.parameters)
+                if arrays is not None and model.is_like(arrays):
+                    answer.parameters = on_disk(arrays, self.folder)
             self.exchange.came(back, participant, number, answer.parameters)
             return answer
 
@@ -289,9 +305,11 @@ class Dispatcher:
 
         return self._start(participant, evaluate)
 
-    def wait(self, requests: list[Request], timeout: float = SLICE) -> list[Request]:
-        """Those that are over: answered, broken off or overdue. Waits for the first, but not for long."""
-        concurrent.futures.wait([one.future for one in requests], timeout, concurrent.futures.FIRST_COMPLETED)
+    def wait(
+        self, requests: list[Request], timeout: float = SLICE, until: str = concurrent.futures.FIRST_COMPLETED
+    ) -> list[Request]:
+        """Those that are over: answered, broken off or overdue. Waits for the first, or all, but not for long."""
+        concurrent.futures.wait([one.future for one in requests], timeout, until)
         self.raise_if_stopped()
         overdue = time.monotonic() - self.settings.round_timeout
         return [one for one in requests if one.future.done() or one.since < overdue]
@@ -331,9 +349,9 @@ class Dispatcher:
     def _wait_for_all(self, requests: list[Request]) -> list[tuple[Participant, Any]]:
         """Answers in the order of requests. Who breaks off or takes too long is given up, and left out."""
         waiting = requests
-        while waiting:
-            over = self.wait(waiting)
-            waiting = [one for one in waiting if one not in over]
+        while waiting:  # for all, as to be woken by each of a thousand takes a thousand looks at a thousand
+            over = {id(one) for one in self.wait(waiting, until=concurrent.futures.ALL_COMPLETED)}
+            waiting = [one for one in waiting if id(one) not in over]
         answers = [(one.participant, self.answer(one)) for one in requests]
         return [(participant, answer) for participant, answer in answers if answer is not None]
 

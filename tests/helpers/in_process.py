@@ -197,6 +197,6 @@ class Clock:
         self.at(self.now + seconds, end)
         return Request(participant, future, self.now)
 
-    def wait(self, requests: list[Request], timeout: float = 0.2) -> list[Request]:
+    def wait(self, requests: list[Request], timeout: float = 0.2, until: str = "") -> list[Request]:
         self.turn(timeout)
         return self.is_over(requests, 0)
