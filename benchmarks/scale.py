@@ -79,7 +79,7 @@ def play(address: str, here: int, clients: int) -> None:
     keep_memory()  # as client.py does
     dataset = Few(clients)
     sessions = [OneAtATime(lambda assignment: Client(dataset, assignment), dataset.classes) for _ in range(here)]
-    threads = [threading.Thread(target=connect, args=(each, address), kwargs={"wait": 60}) for each in sessions]
+    threads = [threading.Thread(target=connect, args=(each, address), kwargs={"wait": 600}) for each in sessions]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         for thread in threads:
             thread.start()

@@ -90,7 +90,7 @@ def keep_server_connections(clients: int) -> None:
 
     A stream keeps a thread for as long as it lasts, and Flower's server has 1,000 of them at most.
     """
-    streams = clients + SPARE
+    streams = 2 * clients + SPARE  # all may come at once, and come back while the streams they had still end
 
     def make(_: object, *, options: list[tuple[str, object]], **rest: object) -> grpc.Server:
         pool = ThreadPoolExecutor(streams)  # which starts a thread only where none is free

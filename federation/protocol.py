@@ -19,6 +19,7 @@ import math
 import re
 import unicodedata
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from federation.config import METRIC_NAME, OF_TASK, Metric, Recipe
@@ -123,6 +124,11 @@ class DataSummary:
     task: TaskSummary | None = None  # clients of 1.0.0 don't say it
     # Positions of the running mean and variance of each BatchNorm layer, by turns, where the client measures them.
     batchnorm: list[int] = field(default_factory=list)
+
+    @cached_property
+    def common(self) -> str:
+        """All of it that clients must have alike, to be compared at once."""
+        return repr((self.task, self.buffer_positions, self.input_shape, self.batchnorm))
 
 
 def as_stored(summary: DataSummary) -> dict:

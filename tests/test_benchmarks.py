@@ -9,6 +9,7 @@ FLAGS = {
     name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "private", "steps", "wire")
 } | {
     "scale": "--clients",
+    "churn": "--dying",
     "memory": "--sizes",
     "examples": "--seeds",
     "xray": "--epsilons",

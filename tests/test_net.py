@@ -43,14 +43,14 @@ def fast(monkeypatch):
     monkeypatch.setattr(net, "SERVER", faster(net.SERVER))
 
 
-def test_the_server_has_a_stream_for_each_client_and_a_thousand_more_for_whoever_knocks(monkeypatch):
+def test_the_server_has_two_streams_for_each_client_and_a_thousand_more_for_whoever_knocks(monkeypatch):
     made = {}
     monkeypatch.setattr(grpc, "server", grpc.server)  # afterwards as before
     monkeypatch.setitem(net.PLAIN, "server", lambda pool, **rest: made.update(rest, threads=pool._max_workers))
     net.keep_server_connections(5000)
     # As Flower's generic_create_grpc_server calls it.
     grpc.server(ThreadPoolExecutor(1000), maximum_concurrent_rpcs=1000, options=[("a", 1)], interceptors=None)
-    assert (made["threads"], made["maximum_concurrent_rpcs"]) == (6000, 6000)
+    assert (made["threads"], made["maximum_concurrent_rpcs"]) == (11_000, 11_000)
     assert made["options"] == [("a", 1), *net.SERVER]
 
 

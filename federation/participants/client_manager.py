@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -243,20 +244,21 @@ class ClientManager(FlowerClientManager):
 
     def _commonest(self) -> tuple[list[str], int]:
         """The list of classes that most participants have, of several the lowest partition's, and how many have it."""
-        lists = [tuple(self.participants[p].classes) for p in sorted(self.participants)]
-        if not lists:
-            return [], 0
-        most = max(lists, key=lists.count)
-        return list(most), lists.count(most)
+        lists = Counter(tuple(self.participants[p].classes) for p in sorted(self.participants))
+        (most, count), *_ = lists.most_common(1) or [((), 0)]  # of several the first
+        return list(most), count
 
     def _usual(self) -> tuple[DataSummary | None, int]:
         """The same of what else all must have alike; clients of 1.0.0, which say less of it, can't be the measure."""
-        told = [each.summary for each in self.ready() if each.summary]
+        alike: dict[str, list[DataSummary]] = {}  # of a thousand clients that are, one is compared
+        for summary in (each.summary for each in self.ready() if each.summary):
+            alike.setdefault(summary.common, []).append(summary)
+        told = [same[0] for same in alike.values()]
         kinds: list[DataSummary] = []
         for one in [each for each in told if each.task] or told:
             if all(conflict(one, kind) for kind in kinds):
                 kinds.append(one)
-        counts = [sum(conflict(other, kind) is None for other in told) for kind in kinds]
+        counts = [sum(len(same) for same in alike.values() if conflict(same[0], kind) is None) for kind in kinds]
         return (kinds[counts.index(max(counts))], max(counts)) if kinds else (None, 0)
 
     def settle(self, participant: Participant, summary: DataSummary, name: str) -> int:

@@ -26,7 +26,7 @@ from flwr.common import GetPropertiesIns, ReconnectIns
 from flwr.server.client_proxy import ClientProxy
 
 VERIFY_SECONDS = 10  # a connection that says nothing for so long is dropped
-MOST_UNVERIFIED = 64  # connections at a time; the rest of the server's streams stays free for clients
+MOST_UNVERIFIED = 64  # connections at a time, or as many as there are places: the rest of the streams is for clients
 WAITERS = 1000  # on the waiting list
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -68,9 +68,9 @@ class Admission(ClientManager):
         with self.changed:
             if self.closed:
                 return False
-            if len(self._unverified) >= MOST_UNVERIFIED:
+            if len(self._unverified) >= max(MOST_UNVERIFIED, self.num_partitions):
                 # Anyone, not the oldest: however fast a flood, some clients have the time that an answer takes.
-                pushed_out = self._unverified.pop(random.randrange(MOST_UNVERIFIED))
+                pushed_out = self._unverified.pop(random.randrange(len(self._unverified)))
             self._unverified.append(client)
         if pushed_out:
             close(pushed_out)
