@@ -34,7 +34,7 @@ from client import TaskClient
 from data import Folder
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or ROOT / "benchmarks/results").resolve()
 
 
 class InMemory:
@@ -126,6 +126,6 @@ def plot(name: str, *panels: Callable[[object, Theme], None]) -> None:
 
 def save(name: str, results: dict) -> None:
     path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten to {path.relative_to(ROOT)}")
+    print(f"\nwritten to {path}")

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Every benchmark in one go, in about an hour on two idle cores: with fewer seeds than the pages' own figures where those
+# take longer. Usage: benchmarks/all.sh IMAGES, a folder of train|test/<class>/*. Results: benchmarks/results/all.
+set -euo pipefail
+images=${1:?usage: benchmarks/all.sh IMAGES}
+cd "$(dirname "$0")/.."
+export BENCHMARK_RESULTS=benchmarks/results/all
+mkdir -p "$BENCHMARK_RESULTS"
+python=${PYTHON:-python}
+
+failed=
+run() {
+    echo "== $*"
+    local began=$SECONDS
+    "$python" "benchmarks/$1.py" "${@:2}" || failed="$failed $1"
+    echo "== $1: $((SECONDS - began)) s, $SECONDS s in all"
+}
+
+run round_cost
+run overhead --images "$images" --repeat 2
+run accuracy --images "$images" --seeds 0 --repeat 1
+run engines --images "$images" --repeat 1
+run wire --images "$images" --seeds 0
+run async --images "$images" --seeds 0 --cases "equal speeds"
+run secure masking large secagg programs --images "$images" --seeds 0
+run private --images "$images" --seeds 0 --repeat 1 --cases 0
+run steps --images "$images" --seeds 1 --cases 2
+run xray --seeds 5 --films 900
+run examples --seeds 3
+run record
+run memory --sizes 45
+run churn
+run scale
+if [ -n "$failed" ]; then
+    echo "failed:$failed"
+    exit 1
+fi
