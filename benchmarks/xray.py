@@ -31,26 +31,27 @@ DELTA, CLIP, ROUNDS = 1e-5, 1.0, 3
 MORE = 10  # times the test films
 TASK = open_task(str(ROOT / "examples/xray"))
 HOSPITALS = dict(TASK.data.HOSPITALS)
+SHIPPED = sum(train for train, *_ in HOSPITALS.values())  # films
 Parts = list[np.ndarray]  # the rows of each client
 Weights = dict[str, torch.Tensor]
 
 
-def generated(split: str, times: int = 1) -> Examples:
-    """The example's films of a split, or new ones, `times` as many; from each hospital in turn."""
+def generated(split: str, times: float = 1) -> Examples:
+    """The example's films of a split, or `times` as many; from each hospital in turn."""
     TASK.data.HOSPITALS.update(
-        {name: (times * train, times * test, *rest) for name, (train, test, *rest) in HOSPITALS.items()}
+        {name: (round(times * train), round(times * test), *rest) for name, (train, test, *rest) in HOSPITALS.items()}
     )
     dataset = TASK.open_dataset(TASK.data.DATASET)
     return TASK.load(dataset, split, np.arange(TASK.size(dataset, split, 0)), 0)
 
 
 class Films:
-    """To train with: the example's, or new ones, `times` as many."""
+    """To train with: the example's, or `times` as many."""
 
-    def __init__(self, times: int, network: torch.nn.Module):
+    def __init__(self, times: float, network: torch.nn.Module):
         _, self.train, _ = TASK.private_training(network, generated("train", times))
         self.size = len(self.train[1])
-        ends = np.cumsum([times * number for number, *_ in HOSPITALS.values()])
+        ends = np.cumsum([round(times * number) for number, *_ in HOSPITALS.values()])
         self.hospitals = np.split(np.arange(self.size), ends[:-1])
 
     def shared_out(self, seed: int) -> Parts:
@@ -110,7 +111,14 @@ def summarise(runs: list[dict[str, float]]) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="two or more, from 0 on (default: 20)")
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 2, 3], metavar="K", help="as many training films")
+    parser.add_argument(
+        "--films",
+        type=int,
+        nargs="+",
+        default=[450, 900, 1350],
+        metavar="N",
+        help=f"to train with ({SHIPPED} and others)",
+    )
     parser.add_argument("--epsilons", type=float, nargs="+", default=[8, 3, 1], metavar="E")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -119,22 +127,20 @@ def main() -> None:
 
     def measure(films: Films, how: str, split: Callable[[int], list[Parts]], epsilon: float | None = None) -> None:
         """split: by seed, the clients of one run, or of several."""
-        runs, size = [], min(len(rows) for parts in split(0) for rows in parts)
+        runs = []
         for seed in range(args.seeds):
             recipe = TASK.complete(Recipe(rounds=ROUNDS, seed=seed, private_training=bool(epsilon)))
-            if epsilon and size < recipe.batch_size:  # as private training asks the user to
-                recipe = TASK.complete(Recipe(rounds=ROUNDS, seed=seed, private_training=True, batch_size=size))
             runs += [federation.run(films, parts, recipe, epsilon) for parts in split(seed)]
         name = f"{films.size} films, {how}, {f'epsilon {epsilon:g}' if epsilon else 'plain'}"
         results[name] = {"summary": summarise(runs), "runs": runs}
         words = ", ".join(f"{key} {mean:.3f} ± {spread:.3f}" for key, (mean, spread) in summarise(runs).items())
         print(f"{name}: {words}", flush=True)
 
-    for times in args.times:
-        films = Films(times, federation.network)
+    for number in args.films:
+        films = Films(number / SHIPPED, federation.network)
         for epsilon in (None, *args.epsilons):
             measure(films, "shared out", lambda seed: [films.shared_out(seed)], epsilon)  # noqa: B023
-        if times == 1:
+        if number == SHIPPED:
             for epsilon in (None, *args.epsilons):
                 measure(films, "a folder each", lambda seed: [films.hospitals], epsilon)  # noqa: B023
             measure(films, "centralised", lambda seed: [[np.arange(films.size)]])  # noqa: B023

@@ -67,5 +67,5 @@ def test_the_xray_example_has_a_recipe_of_its_own_for_private_training():
     task = Task(ROOT / "examples/xray")
     plain, private = (task.complete(Recipe(private_training=each)) for each in (False, True))
     assert (plain.batch_size, plain.learning_rate) == (8, 0.02)
-    assert (private.batch_size, private.learning_rate) == (150, 20)
+    assert (private.batch_size, private.learning_rate, private.local_epochs) == (300, 10, 4)
     assert plain.own == private.own == {}

@@ -20,7 +20,8 @@ MODELS = {
     "efficientnet-lite0": {
         "batch_size": 8,
         "learning_rate": 0.02,
-        "private": {"batch_size": 150, "learning_rate": 20.0},  # of a third of the generated films, all in each step
+        # Of a third of the generated films all are in each step.
+        "private": {"batch_size": 300, "learning_rate": 10.0, "local_epochs": 4},
     }
 }
 # None is a mean over clients, as each client has another part of films with the finding.
