@@ -22,7 +22,7 @@ run accuracy --images "$images" --seeds 0 --repeat 1
 run engines --images "$images" --repeat 1
 run wire --images "$images" --seeds 0
 run async --images "$images" --seeds 0 --cases "equal speeds"
-run secure masking large secagg programs --images "$images" --seeds 0
+run secure masking large secagg many programs --images "$images" --seeds 0
 run private --images "$images" --seeds 0 --repeat 1 --cases 0
 run steps --images "$images" --seeds 1 --cases 2
 run xray --seeds 5 --films 900

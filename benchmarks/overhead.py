@@ -26,9 +26,10 @@ GOALS = {"cnn": 1.05, "lenet": 1.15}  # times the first floor, at most
 def demo(images: str, network: str) -> dict[str, float]:
     """The default recipe from one command, starting, reading images, training, picture and all."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "demo.py", "--dataset", images, "--model", network]
+        where = ["--dataset", images, "--run-dir", f"{folder}/run"]
+        command = [sys.executable, ROOT / "demo.py", *where, "--", "--model", network]
         began, used = time.perf_counter(), processor_seconds()
-        done = subprocess.run([*command, "--run-dir", f"{folder}/run"], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds, used = time.perf_counter() - began, processor_seconds() - used
     if done.returncode:
         sys.exit(f"overhead: demo.py ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}")

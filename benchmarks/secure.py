@@ -3,7 +3,7 @@
 masking   processor time of one client, from its trained weights to the masked words, with so many on the roster
 large     the same for 100 MB of weights, the memory that it takes, and that of whole programs
 programs  real programs on CIFAR-10, three clients, three rounds: accuracy, bytes on the wire both ways, processor time
-many      the same with 30 clients on generated images, two rounds of a small network
+many      the same with 30 clients on generated images, two rounds
 secagg    Flower's SecAgg+ beside it: bytes, seconds, error of the mean (needs flwr[simulation])
 """
 
@@ -25,7 +25,6 @@ from helpers.processes import Federation, NetworkLink
 
 GOALS = {"milliseconds": {"3": 20, "100": 150}, "accuracy": 0.003, "bytes": 1.01, "processor": 1.05}
 CLIENTS, MANY = 3, 30
-SMALL = ("--model", "lenet", "--rounds", 2)
 
 
 def program(clients: int, dataset: str, *flags: object) -> dict:
@@ -85,7 +84,7 @@ def draw(results: dict) -> None:
     """Runs beside plain ones, against what they may cost; and SecAgg+'s messages and time beside ours."""
 
     def ratios(axes, theme) -> None:
-        names = [("programs", "CIFAR-10, 3 clients"), ("many", "lenet, 30 clients")]
+        names = [("programs", "CIFAR-10, 3 clients"), ("many", "generated images, 30 clients")]
         kinds = {"bytes": "bytes on the wire", "processor_seconds": "processor time"}
         rows = [(f"{label}:\n{kinds[kind]}", results[part]["ratio"][kind]) for part, label in names for kind in kinds]
         axes.barh([label for label, _ in rows], [value for _, value in rows], color=theme.federated, height=0.5)
@@ -114,7 +113,7 @@ def main() -> None:
         "masking": masking.rosters,
         "large": masking.large,
         "programs": lambda: programs(CLIENTS, str(Path(args.images).resolve()), args.seeds),
-        "many": lambda: programs(MANY, "synthetic", args.seeds[:1], *SMALL),
+        "many": lambda: programs(MANY, "synthetic", args.seeds[:1], "--rounds", 2),
         "secagg": secagg,
     }
     parser.add_argument("parts", nargs="+", choices=[*parts, "draw"], help="draw: only the picture, again")

@@ -73,7 +73,7 @@ class RunFolder:
         texts = {"meta": json.dumps(meta), "history": checkpoint.history.to_json()}
         name = f"checkpoint-{checkpoint.server_round:06d}.npz"
         write_whole(self.path / name, lambda file: _savez(file, {**_as_bytes(texts), **_by_name(arrays)}))
-        self.save_history(checkpoint.history)
+        write_content(self.path / "history.json", texts["history"].encode())
         for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
             old.unlink()
 
