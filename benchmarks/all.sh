@@ -18,19 +18,19 @@ run() {
 
 run round_cost
 run overhead --images "$images" --repeat 2
-run accuracy --images "$images" --seeds 0 --repeat 1
-run engines --images "$images" --repeat 1
-run wire --images "$images" --seeds 0
-run async --images "$images" --seeds 0 --cases "equal speeds"
-run secure masking large secagg many programs --images "$images" --seeds 0
-run private --images "$images" --seeds 0 --repeat 1 --cases 0
-run steps --images "$images" --seeds 1 --cases 2
-run xray --seeds 5 --films 900
-run examples --seeds 3
-run record
-run memory --sizes 45
 run churn
 run scale
+run xray --seeds 5 --films 900
+run secure masking large many secagg programs --images "$images" --seeds 0
+run engines --images "$images" --repeat 1
+run private --images "$images" --seeds 0 --repeat 1 --cases 0
+run accuracy --images "$images" --seeds 0 --repeat 1
+run wire --images "$images" --seeds 0
+run async --images "$images" --seeds 0 --cases "equal speeds"
+run examples --seeds 3
+run memory --sizes 45
+run record
+run steps --images "$images" --seeds 1 --cases 2
 if [ -n "$failed" ]; then
     echo "failed:$failed"
     exit 1
