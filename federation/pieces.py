@@ -21,7 +21,7 @@ LARGE = 32_000_000  # bytes of a model that travels in pieces
 IN_MEMORY = 100_000_000  # bytes of all updates of a round that wait there for their turn; more wait on disk
 PIECE = 2_000_000  # bytes of one
 BLOCK = 1_000_000  # numbers of an array that are worked on at a time...
-AT_A_TIME = 2_000_000  # ...and of all arrays together
+AT_A_TIME = 4_000_000  # ...and of all arrays together
 
 
 @dataclass

@@ -174,9 +174,9 @@ def test_blocks_cover_each_place_once_and_of_nothing_there_is_one():
 
 
 def test_the_blocks_of_many_arrays_are_shorter_so_that_those_at_work_take_the_same_room():
-    assert list(blocks(2_000_000, 1_000_000, of=2)) == [(0, 1_000_000), (1_000_000, 2_000_000)]
-    assert list(blocks(1_000_000, 1_000_000, of=4)) == [(0, 500_000), (500_000, 1_000_000)]
-    assert list(blocks(5_000, 16_384, of=1_000)) == [(0, 2_000), (2_000, 4_000), (4_000, 5_000)]
+    assert list(blocks(2_000_000, 1_000_000, of=4)) == [(0, 1_000_000), (1_000_000, 2_000_000)]
+    assert list(blocks(1_000_000, 1_000_000, of=8)) == [(0, 500_000), (500_000, 1_000_000)]
+    assert list(blocks(10_000, 16_384, of=1_000)) == [(0, 4_000), (4_000, 8_000), (8_000, 10_000)]
     assert list(blocks(2, 1, of=10**9)) == [(0, 1), (1, 2)]
 
 

@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,7 @@ except ImportError:  # Flower 1.43 keeps what is left of gRPC under flwr.compat
 
 SERVICE = "flwr.proto.FlowerService"
 GRACE = 1.0  # after the timeout, for Flower to end the stream by its own means
+TICK = 0.2  # seconds between two looks at what is overdue
 
 
 def harden() -> None:
@@ -92,8 +94,47 @@ class Answer:
             return ClientMessage()
 
 
+class Deadlines:
+    """Closes what is overdue, all from one thread: a timer for each of a thousand clients would be as many threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: dict[Any, float] = {}
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def of(self, bridge: Any, seconds: float) -> Iterator[None]:
+        """Within it bridge.close() is called soon after so many seconds."""
+        with self._changed:
+            self._due[bridge] = time.monotonic() + seconds
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._due.pop(bridge, None)
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._due)
+                now = time.monotonic()
+                overdue = [bridge for bridge, due in self._due.items() if due <= now]
+                for bridge in overdue:
+                    del self._due[bridge]
+            for bridge in overdue:
+                with suppress(Exception):  # of a stream that just ended; the others still need this thread
+                    bridge.close()
+            time.sleep(TICK)
+
+
 class Bridge(GrpcBridge):
     """The questions and answers of one stream; closing it ends the stream at once."""
+
+    deadlines = Deadlines()  # one for all
 
     def __init__(self, cancel: Callable[[], object]) -> None:
         super().__init__()
@@ -107,13 +148,8 @@ class Bridge(GrpcBridge):
         """The same, the answer as it came."""
         if ins_wrapper.timeout is None:
             return super().request(ins_wrapper).client_message
-        timer = threading.Timer(ins_wrapper.timeout + GRACE, self.close)
-        timer.daemon = True
-        timer.start()
-        try:
+        with self.deadlines.of(self, ins_wrapper.timeout + GRACE):
             return super().request(ins_wrapper).client_message
-        finally:
-            timer.cancel()
 
     def close(self) -> None:
         super().close()
