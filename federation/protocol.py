@@ -14,6 +14,7 @@ Anyone can connect and say anything: the readers raise ValueError, TypeError or 
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -128,7 +129,8 @@ class DataSummary:
     @cached_property
     def common(self) -> str:
         """All of it that clients must have alike, to be compared at once."""
-        return repr((self.task, self.buffer_positions, self.input_shape, self.batchnorm))
+        said = repr((self.task, self.buffer_positions, self.input_shape, self.batchnorm))
+        return hashlib.sha256(said.encode()).hexdigest()
 
 
 def as_stored(summary: DataSummary) -> dict:

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from federation.aggregation.validation import Update
 from federation.pieces import block, blocks
@@ -32,23 +33,27 @@ def measure(
     for i, old in enumerate(starts[0] if starts else []):
         if old.dtype.kind != "f" or not np.isfinite(old).all():
             continue
-        for place in blocks(old.size, of=count):
-            steps = [
-                np.subtract(block(u.weights[i], *place), block(start[i], *place), dtype=np.float64)
-                for u, start in zip(updates, starts, strict=True)
-            ]
-            own = np.array([step @ step for step in steps])
+        for place in blocks(old.size):
+            own, total = np.zeros(count), np.zeros(place[1] - place[0])
+            for k in range(count):
+                step = _step(updates[k].weights[i], starts[k][i], place)
+                own[k] = step @ step
+                total += step * examples[k]
             if i in buffer_positions:
                 buffer_squares += own
                 continue
             squares += own
-            total = sum(step * n for step, n in zip(steps, examples, strict=True))
-            with_sum += np.array([step @ total for step in steps])
+            # Worked out again, as those of a thousand clients would take a thousand times the room.
+            with_sum += [_step(u.weights[i], start[i], place) @ total for u, start in zip(updates, starts, strict=True)]
             sum_square += float(total @ total)
     cosines = [_cosine(squares[k], examples[k], with_sum[k], sum_square) if count > 1 else None for k in range(count)]
     sizes, buffer_sizes = np.sqrt(squares).tolist(), np.sqrt(buffer_squares).tolist()
     numbers = [update.examples for update in updates]
     return [Step(*values) for values in zip(sizes, buffer_sizes, numbers, cosines, strict=True)]
+
+
+def _step(new: Any, old: Any, place: tuple[int, int]) -> np.ndarray:
+    return np.subtract(block(new, *place), block(old, *place), dtype=np.float64)
 
 
 def _cosine(square: float, n: float, with_sum: float, sum_square: float) -> float | None:

@@ -1,6 +1,7 @@
 """Aggregation by Flower's own strategies, after every update has been validated."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from federation.aggregation.batchnorm import pooled
@@ -182,7 +183,7 @@ class CheckedStrategy:
         for k, i in enumerate(self.trained):
             like = updates[0][0][i]
             places = blocks(like.size, PIECE, of=len(updates))
-            parts = [step(k, place, [([block(update[i], *place)], n) for update, n in updates]) for place in places]
+            parts = [step(k, place, [([Block(update[i], place)], n) for update, n in updates]) for place in places]
             made.append([np.concatenate(part).reshape(like.shape) for part in zip(*parts, strict=True)])
         return [list(arrays) for arrays in zip(*made, strict=True)] or [[]]
 
@@ -228,8 +229,30 @@ def _points(updates: list[list[Any]]) -> np.ndarray:
     return vectors * np.sqrt(np.maximum(values, 0.0))
 
 
-def _fit_res(arrays: list[np.ndarray], num_examples: int) -> FitRes:
-    return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(arrays), num_examples, {})
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A part of one client's array, read as it is needed."""
+
+    array: Any
+    place: tuple[int, int]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return block(self.array, *self.place)
+
+
+class Unwritten(Parameters):
+    """Flower's Parameters of arrays that become bytes only as they are read: of one client after the other."""
+
+    def __init__(self, arrays: list[Any]) -> None:
+        self.arrays, self.tensor_type = arrays, "numpy.ndarray"
+
+    @property
+    def tensors(self) -> list[bytes]:  # type: ignore[override]
+        return ndarrays_to_parameters([np.asarray(array) for array in self.arrays]).tensors
+
+
+def _fit_res(arrays: list[Any], num_examples: int) -> FitRes:
+    return FitRes(Status(Code.OK, ""), Unwritten(arrays), num_examples, {})
 
 
 def _no_metrics(_: object) -> dict:

@@ -8,7 +8,7 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from federation.config import ACCURACY, Metric, Recipe
@@ -289,6 +289,8 @@ class ClientManager(FlowerClientManager):
                 raise Refused("model size", f"{name}'s model takes {size}; raise it at the server")
             if usual and conflict(summary, usual) is None:
                 self._remark(participant, summary, usual, name)
+            if usual and summary.common == usual.common:
+                summary = replace(summary, task=usual.task)  # which is then there once, and not for each client
             participant.train_examples, participant.test_examples = train, test
             participant.class_counts, participant.summary, participant.ready = counts, summary, True
             self.changed.notify_all()
