@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every benchmark in one go, in about an hour on two idle cores: with fewer seeds than the pages' own figures where those
-# take longer. Usage: benchmarks/all.sh IMAGES, a folder of train|test/<class>/*. Results: benchmarks/results/all.
+# Every benchmark in one go, in somewhat more than an hour on two idle cores: with fewer seeds than the pages' own figures
+# where those take longer. Usage: benchmarks/all.sh IMAGES, a folder of train|test/<class>/*. Results: benchmarks/results/all.
 set -euo pipefail
 images=${1:?usage: benchmarks/all.sh IMAGES}
 cd "$(dirname "$0")/.."
@@ -17,7 +17,7 @@ run() {
 }
 
 run round_cost
-run overhead --images "$images" --repeat 2
+run overhead --images "$images" --repeat 1
 run churn
 run scale
 run xray --seeds 5 --films 900

@@ -1,5 +1,6 @@
 """The benchmarks start; what they measure takes minutes, and is run by hand."""
 
+import re
 import subprocess
 
 import pytest
@@ -25,3 +26,8 @@ def test_a_benchmark_says_what_it_measures(name, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert FLAGS[name] in done.stdout
+
+
+def test_all_sh_runs_every_benchmark():
+    named = re.findall(r"^run (\w+)", (ROOT / "benchmarks/all.sh").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(FLAGS)
