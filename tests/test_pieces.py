@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -59,6 +60,9 @@ def files(monkeypatch) -> Iterator[list[IO[bytes]]]:
 
     monkeypatch.setattr("federation.pieces.tempfile.TemporaryFile", kept)
     yield made
+    for thread in threading.enumerate():  # a client may still be at work on a run that has failed
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(10)
     for file in made:
         file.close()
 
