@@ -60,7 +60,7 @@ def files(monkeypatch) -> Iterator[list[IO[bytes]]]:
 
     monkeypatch.setattr("federation.pieces.tempfile.TemporaryFile", kept)
     yield made
-    for thread in threading.enumerate():  # a client may still be at work on a run that has failed
+    for thread in threading.enumerate():  # a client may still be at work after the end
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join(10)
     for file in made:
