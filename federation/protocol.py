@@ -128,7 +128,7 @@ class DataSummary:
 
     @cached_property
     def common(self) -> str:
-        """All of it that clients must have alike, to be compared at once."""
+        """A hash of all that clients must have alike: those of the same need no comparing (agreement.conflict)."""
         said = repr((self.task, self.buffer_positions, self.input_shape, self.batchnorm))
         return hashlib.sha256(said.encode()).hexdigest()
 

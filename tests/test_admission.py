@@ -401,6 +401,22 @@ def test_of_the_unverified_connections_only_some_stay(fake):
         client.close()
 
 
+def test_as_many_unverified_connections_stay_as_there_are_places():
+    class Silent(FakeClient):
+        def get_properties(self, ins, timeout, group_id):
+            self.closed.wait()
+            raise admission.GrpcBridgeClosed
+
+    places = MOST_UNVERIFIED + 36
+    large = admission.Admission(places, Recipe(), lambda *words: None)
+    silent = [Silent() for _ in range(places + 5)]
+    for client in silent:
+        large.register(client)
+    assert sum(client.closed.is_set() for client in silent) == 5
+    for client in silent:
+        client.close()
+
+
 def test_after_the_end_nobody_is_admitted(fake):
     client = fake.joins()
     fake.admission.close("finished", "the run is done after 3 rounds")

@@ -274,11 +274,11 @@ class ClientManager(FlowerClientManager):
             if counts and len(counts) != len(self.classes if participant.told_classes else participant.classes):
                 raise Refused(f"counts {name}", f"{name} counts its examples by other classes than it has")
             usual, number = (self.agreed, self.num_partitions) if self.agreed else self._usual()
-            words = conflict(summary, usual) if usual else None
+            other = conflict(summary, usual) if usual else None
             # Before round 1 only what more than half of all places have can shut another out: see check_classes.
             # With data of its own a client may lack classes, and so a row of its last layer, until it is told all.
-            if words and 2 * number > self.num_partitions and (self.fixed or not self.local):
-                raise Refused(f"task {name}", f"{name} {words}")
+            if other and 2 * number > self.num_partitions and (self.fixed or not self.local):
+                raise Refused(f"task {name}", f"{name} {other}")
             words = initial_conflict(summary.task, self.initial) if self.initial else None
             if words:
                 raise Refused(f"initial weights {name}", f"{name} {words}")
@@ -287,7 +287,7 @@ class ClientManager(FlowerClientManager):
                     f"{summary.model_bytes / 1e6:.1f} MB, more than --max-message-mb {self.max_message_bytes / 1e6:g}"
                 )
                 raise Refused("model size", f"{name}'s model takes {size}; raise it at the server")
-            if usual and conflict(summary, usual) is None:
+            if usual and other is None:
                 self._remark(participant, summary, usual, name)
             if usual and summary.common == usual.common:
                 summary = replace(summary, task=usual.task)  # which is then there once, and not for each client

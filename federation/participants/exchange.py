@@ -1,5 +1,6 @@
 """What goes to participants and comes from them, written into the server's record of the run."""
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Outgoing:
     arrays: list[np.ndarray]  # as they travel
     sha256: str = ""
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         return num_bytes(self.arrays, "none")
 

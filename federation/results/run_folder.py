@@ -64,7 +64,10 @@ class RunFolder:
         return sorted(self.path.glob("checkpoint-*.npz"), reverse=True)
 
     def save_history(self, history: History) -> None:
-        write_content(self.path / "history.json", history.to_json().encode())
+        self._write_history(history.to_json())
+
+    def _write_history(self, text: str) -> None:
+        write_content(self.path / "history.json", text.encode())
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then history.json, then drop all checkpoints but the newest two."""
@@ -73,7 +76,7 @@ class RunFolder:
         texts = {"meta": json.dumps(meta), "history": checkpoint.history.to_json()}
         name = f"checkpoint-{checkpoint.server_round:06d}.npz"
         write_whole(self.path / name, lambda file: _savez(file, {**_as_bytes(texts), **_by_name(arrays)}))
-        write_content(self.path / "history.json", texts["history"].encode())
+        self._write_history(texts["history"])
         for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
             old.unlink()
 

@@ -350,8 +350,8 @@ class Dispatcher:
         """Answers in the order of requests. Who breaks off or takes too long is given up, and left out."""
         waiting = requests
         while waiting:  # for all, as to be woken by each of a thousand takes a thousand looks at a thousand
-            over = {id(one) for one in self.wait(waiting, until=concurrent.futures.ALL_COMPLETED)}
-            waiting = [one for one in waiting if id(one) not in over]
+            over = set(self.wait(waiting, until=concurrent.futures.ALL_COMPLETED))
+            waiting = [one for one in waiting if one not in over]
         answers = [(one.participant, self.answer(one)) for one in requests]
         return [(participant, answer) for participant, answer in answers if answer is not None]
 
