@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -108,6 +109,12 @@ def machine() -> dict:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "flwr", "numpy")},
     }
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one has started and seen the end of, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

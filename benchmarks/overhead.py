@@ -6,7 +6,6 @@ second is the time that the same training and evaluation take in one process on 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from federation.config import Recipe
 
-from common import ROOT, InMemory, add_images, federate, machine, save
+from common import ROOT, InMemory, add_images, federate, machine, processor_seconds, save
 
 GOALS = {"cnn": 1.05, "lenet": 1.15}  # times the first floor, at most
 
@@ -34,12 +33,6 @@ def demo(images: str, network: str) -> dict[str, float]:
     if done.returncode:
         sys.exit(f"overhead: demo.py ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}")
     return {"demo": seconds, "processor": used}
-
-
-def processor_seconds() -> float:
-    """Of all processes that this one has started and seen the end of, and of theirs."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def one_process(images: str, network: str) -> float:

@@ -46,7 +46,7 @@ def measure(images: str | None, megabytes: float | None) -> dict:
         f"server's record {1000 * server_cost:.1f} ms, clients' {1000 * max(others):.1f} ms: {share:.2%} of a round"
     )
     rows = {"seconds": seconds, "server": costs[0], "clients": costs[1:]}
-    return {"megabytes": megabytes, "images": images, **rows, "share": share}
+    return {"megabytes": megabytes, "images": images and "FOLDER", **rows, "share": share}
 
 
 def once_more(record: Record, number: int, folder: Path) -> float:

@@ -134,15 +134,17 @@ def draw(numbers: list[int], medians: dict[str, dict[int, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, nargs="+", default=NUMBERS, metavar="N", help=f"({NUMBERS})")
+    usual = f"({NUMBERS}; the deployment engine {DEPLOYED})"
+    parser.add_argument("--clients", type=int, nargs="+", metavar="N", help=usual)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="(all)")
     args = parser.parse_args()
     where, training = machine(), training_seconds()
     print(f"training and evaluation of one client: {training * 1000:.1f} ms", flush=True)
     rounds: dict[str, dict[int, list[float]]] = {kind: {} for kind in args.kinds}
-    for clients in args.clients:
+    numbers = args.clients or NUMBERS
+    for clients in numbers:
         for kind in args.kinds:
-            if kind == "deployment" and clients not in DEPLOYED:
+            if kind == "deployment" and clients not in (args.clients or DEPLOYED):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 rounds[kind][clients] = KINDS[kind](Path(folder), clients)
@@ -157,9 +159,9 @@ def main() -> None:
     for kind, values in ratios.items():
         words = ", ".join(f"{value:.1f} with {n}" for n, value in values.items())
         print(f"times as cheap as a round of the {kind} engine: {words} (goal: {CHEAPER[kind]} at least)")
-    result = {"machine": where, "seed": 0, "rounds": ROUNDS, "clients": args.clients, "training_seconds": training}
+    result = {"machine": where, "seed": 0, "rounds": ROUNDS, "clients": numbers, "training_seconds": training}
     save("round_cost", {**result, "seconds": rounds, "median": medians, "ratio": ratios, "goal": CHEAPER})
-    draw(args.clients, medians)
+    draw(numbers, medians)
 
 
 if __name__ == "__main__":

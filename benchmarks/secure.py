@@ -10,13 +10,12 @@ secagg    Flower's SecAgg+ beside it: bytes, seconds, error of the mean (needs f
 import argparse
 import json
 import re
-import resource
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from common import RESULTS, ROOT, machine, plot, save
+from common import RESULTS, ROOT, machine, plot, processor_seconds, save
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -30,7 +29,7 @@ CLIENTS, MANY = 3, 30
 def program(clients: int, dataset: str, *flags: object) -> dict:
     """One run by real programs, its clients behind a line that counts."""
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
-        link, before = NetworkLink(federation.address), resource.getrusage(resource.RUSAGE_CHILDREN)
+        link, before = NetworkLink(federation.address), processor_seconds()
         server = federation.server("--clients", clients, *flags)
         server.says("waiting for")
         for partition in range(clients):
@@ -39,8 +38,7 @@ def program(clients: int, dataset: str, *flags: object) -> dict:
         for process in federation.processes:
             process.ends(0, 900)
         link.close()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        spent = processor_seconds() - before
         rows = federation.history()["rounds"]
     said = re.search("secure aggregation: (in .*)", server.output)
     return {
