@@ -24,9 +24,9 @@ DATASET = "generated"
 SPLITS = ["train", "test", "reference"]  # the last are nobody's: they only set the scale of the network's features
 REFERENCE = 50  # of each hospital's kind
 HOSPITALS = {  # training and test films, part with the finding, bits of grey, its darkest and lightest, gamma
-    "a": (400, 60, 0.5, 8, 0.0, 1.0, 1.0),
-    "b": (300, 50, 0.4, 12, 0.1, 0.9, 0.7),
-    "c": (200, 40, 0.3, 16, 0.3, 0.8, 1.4),
+    "a": (600, 60, 0.5, 8, 0.0, 1.0, 1.0),
+    "b": (450, 50, 0.4, 12, 0.1, 0.9, 0.7),
+    "c": (300, 40, 0.3, 16, 0.3, 0.8, 1.4),
 }
 
 

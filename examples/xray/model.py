@@ -20,7 +20,6 @@ MODELS = {
     "efficientnet-lite0": {
         "batch_size": 8,
         "learning_rate": 0.02,
-        # Of a third of the generated films all are in each step.
         "private": {"batch_size": 300, "learning_rate": 10.0, "local_epochs": 4},
     }
 }
