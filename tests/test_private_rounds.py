@@ -64,6 +64,18 @@ def test_the_loss_of_a_private_training_is_not_asked_for_and_not_kept(tmp_path):
     assert tells.history.rounds[1].train_metrics == {}
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam"])
+def test_strategies_make_of_private_updates_what_they_make_of_any(strategy, tmp_path):
+    models = []
+    for on in (True, False):
+        learners = [private(0.5) if on else Learner() for _ in range(3)]
+        server = federation(tmp_path / str(on), learners, private_training=on, strategy=strategy)
+        server.federate()
+        assert server.exit_code == 0
+        models.append([array.tobytes() for array in server.weights])
+    assert models[0] == models[1]
+
+
 def test_without_private_training_a_run_has_no_epsilon_whatever_a_client_says(tmp_path):
     def boast(number, loss, examples, metrics):
         return loss, examples, {**metrics, "dp_epsilon": 0.1}

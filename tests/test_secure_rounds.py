@@ -38,7 +38,9 @@ from flwr.common import (
 )
 from helpers import in_process
 from helpers.in_process import no_disk  # noqa: F401 (used by every test)
-from helpers.processes import Federation
+from helpers.processes import ROOT, Federation
+from helpers.tasks import DATA
+from safetensors.numpy import load_file
 
 OK, RUN = Status(Code.OK, ""), "0123456789abcdef"
 START = [np.zeros(2, np.float32), np.ones(1, np.float32), np.array(0)]
@@ -666,3 +668,40 @@ def test_whoever_is_killed_between_the_phases_the_bits_are_those_of_a_quiet_run(
         assert [array.tobytes() for array in other] == [array.tobytes() for array in models[0]]
     assert "round 2: a client was lost before the sum was whole" in runs["client"].processes[0].output
     assert "safe from a server that lies, too" in runs["quiet"].processes[1].output
+
+
+HEAD = """\
+from federation.task.classification import evaluate, train_round
+from torch import nn
+
+
+def build(schema, recipe):
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    network[0].requires_grad_(False)
+    return network
+"""
+
+
+def test_clients_that_stay_sum_a_task_of_their_own_with_frozen_layers_to_what_it_gives_in_the_open(tmp_path):
+    """Run after run by the same three: first as a sum, then in the open."""
+    for name, text in (("model.py", HEAD), ("data.py", DATA)):
+        (tmp_path / "task").mkdir(exist_ok=True)
+        (tmp_path / "task" / name).write_text(text)
+    models = []
+    with Federation(tmp_path) as federation:
+        where = ["--server", federation.address, "--task", tmp_path / "task", "--audit", tmp_path / "audit"]
+        clients = [federation.start(f"client {i}", ROOT / "client.py", *where, "--stay") for i in range(3)]
+        for secure in (["--secure-aggregation"], []):
+            federation.run_dir = tmp_path / f"run{len(models)}"
+            server = federation.server("--clients", 3, "--rounds", 2, "--strategy", "fedadam", *secure)
+            said = server.ends(0)
+            assert ("secure aggregation: in 2 rounds the sum of 3 updates; no single one" in said) == bool(secure)
+            models.append(load_file(federation.run_dir / "model.safetensors"))
+            for client in clients:
+                client.says(f"run {federation.history()['config']['run_id']}: the run is done after 2 rounds")
+    summed, open_ones = models
+    assert set(summed) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    for name in ("0.weight", "0.bias"):
+        assert summed[name].tobytes() == open_ones[name].tobytes()
+    for name in ("1.weight", "1.bias"):
+        assert summed[name] == pytest.approx(open_ones[name], abs=1e-3)
