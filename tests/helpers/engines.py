@@ -6,13 +6,18 @@ import shlex
 import sys
 from pathlib import Path
 
+from helpers.fork_server import SUPPORTED, ForkServer
 from helpers.processes import CLEAN, ROOT, Federation, Process, free_port
 
 PROGRAMS = Path(sys.executable).parent  # flwr, flower-superlink and flower-supernode are installed beside Python
+THEIRS = ("flwr.cli.app", "flwr.superlink.cli", "flwr.supernode.cli", "flwr.supercore.cli")  # modules they begin with
 
 
 class Engine(Federation):
-    """Ends what it started, and nothing else; the programs don't touch the user's ~/.flwr."""
+    """Ends what it started, and nothing else; the programs don't touch the user's ~/.flwr.
+
+    They, and what they start by name, such as one for each message to a node, are forks: see fork_server.py.
+    """
 
     def __init__(self, folder: Path, connection: str):
         super().__init__(folder)
@@ -25,10 +30,25 @@ class Engine(Federation):
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "200",
         }
+        self.forks = None
+        if SUPPORTED:
+            self.env["FLWR_LOG_LEVEL"] = "INFO"  # theirs; federation, which is imported first, would change it
+            self.env["PATH"] = f"{folder / 'programs'}{os.pathsep}{self.env['PATH']}"
+            self.forks = ForkServer(self.env, *THEIRS)
+            (folder / "programs").mkdir()
+            for program in (*PROGRAMS.glob("flwr*"), *PROGRAMS.glob("flower*")):
+                _, _, rest = program.read_text().partition("\n")
+                (folder / "programs" / program.name).write_text(f"#!{self.forks.python}\n{rest}")
+                (folder / "programs" / program.name).chmod(0o755)
         (folder / "home").mkdir()
         (folder / "home/config.toml").write_text(
             f'[superlink]\ndefault = "{connection}"\n\n[superlink.{connection}]\naddress = "{self.address}"\n'
         )
+
+    def __exit__(self, *why: object) -> None:
+        super().__exit__(*why)
+        if self.forks:
+            self.forks.end()
 
     def configure(self, line: str) -> None:
         """One more line about the connection."""
@@ -39,7 +59,7 @@ class Engine(Federation):
         """A command as the docs have it, in the engine's folder: only ports and the app's folder are the test's."""
         program, *words = shlex.split(self.adapted(line))
         words = [str(ROOT) if word == "." else word for word in words]
-        return self.start(program, PROGRAMS / program, *words, cwd=self.folder, env=self.env)
+        return self.start(program, PROGRAMS / program, *words, cwd=self.folder, env=self.env, forks=self.forks)
 
     def adapted(self, line: str) -> str:
         port = self.address.rpartition(":")[2]

@@ -40,15 +40,16 @@ class ForkServer:
     """The process that forks, for this one: it ends with it, and all that it started then does too.
 
     python: a file that does what Python does with a script or `-m`; what it starts runs as a fork too.
+    modules: to import beside the usual ones.
     """
 
-    def __init__(self, environment: dict[str, str]):
+    def __init__(self, environment: dict[str, str], *modules: str):
         self.folder = Path(tempfile.mkdtemp(prefix="forks-"))
         self.python = self.folder / "python"
         self.python.write_text(f"#!{sys.executable} -IS\n{Path(__file__).with_name('forked_python.py').read_text()}")
         self.python.chmod(0o755)
         self.process = subprocess.Popen(
-            [sys.executable, __file__, self.folder],
+            [sys.executable, __file__, self.folder, *modules],
             env={**environment, "OPENBLAS_NUM_THREADS": "1"},  # else NumPy starts a thread
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -57,6 +58,7 @@ class ForkServer:
         assert self.process.stdout.readline() == b"ready\n", "the fork server did not start"
 
     def end(self) -> None:
+        atexit.unregister(self.end)
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
@@ -142,11 +144,11 @@ def receive_number(connection: socket.socket) -> int:
 # The fork server itself
 
 
-def serve(folder: Path) -> tuple[list[str], str, dict[str, str]]:
+def serve(folder: Path, modules: list[str]) -> tuple[list[str], str, dict[str, str]]:
     """Fork for whoever asks, and tell them how it ended. Returns in the forks alone, with what each has to run."""
     sys.path[0] = str(ROOT)
     own = relevant({name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"})
-    for name in ("federation", *IMPORTED.split()):  # federation sets what flwr reads when it is imported
+    for name in ("federation", *IMPORTED.split(), *modules):  # federation sets what flwr reads when it is imported
         import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "federation"]:
         del sys.modules[name]
@@ -266,4 +268,4 @@ def run(words: list[str], cwd: str, environment: dict[str, str], python: Path) -
 
 
 if __name__ == "__main__":
-    run(*serve(Path(sys.argv[1])), Path(sys.argv[1]) / "python")
+    run(*serve(Path(sys.argv[1]), sys.argv[2:]), Path(sys.argv[1]) / "python")

@@ -58,15 +58,23 @@ class Process:
 
     fresh: it shall be started as users start it, as what is tested is its start, memory, speed or imports
     prefix: the command that starts it elsewhere
+    forks: of which it shall be one, instead of the usual
     """
 
     def __init__(
-        self, name: str, command: list[str], *, fresh: bool = False, prefix: Sequence[str] = (), **options: object
+        self,
+        name: str,
+        command: list[str],
+        *,
+        fresh: bool = False,
+        prefix: Sequence[str] = (),
+        forks: ForkServer | None = None,
+        **options: object,
     ):
         self.name = name
         words, options = [str(word) for word in command], {"cwd": ROOT, "env": CLEAN, **options}
         usual = SUPPORTED and not fresh and not prefix and options.keys() == {"cwd", "env"}
-        self.popen: Fork | subprocess.Popen | None = usual and fork_server().start(words, **options)
+        self.popen: Fork | subprocess.Popen | None = usual and (forks or fork_server()).start(words, **options)
         self.popen = self.popen or subprocess.Popen(
             [*prefix, sys.executable, "-u", *words],
             stdin=subprocess.DEVNULL,
