@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import math
+import sys
 import threading
 import time
 from collections import Counter
@@ -38,7 +39,7 @@ from flwr.common import (
 )
 from flwr.server.client_proxy import ClientProxy
 
-GRACE = 5.0  # seconds after which Flower ends a stream that we gave up
+GRACE = 5.0  # seconds after which the stream of a client that we gave up ends
 Result = TypeVar("Result")
 SLICE = 0.2  # seconds of waiting between two looks at the stop flag and the deadlines
 
@@ -79,6 +80,8 @@ class Dispatcher:
         self.folder: Path | None = None  # where large updates wait
         self.exchange = Exchange(clients.audit, self.recipe.compress, travelled)
         self.stop = threading.Event()
+        # It starts a thread where none is free: one that hangs must not keep the others.
+        self._threads = concurrent.futures.ThreadPoolExecutor(max_workers=sys.maxsize)
         self.held: dict[int, tuple[Participant, list[np.ndarray]]] = {}  # who has measured which model, by partition
 
     def wait_ready(self, number: int, timeout: float) -> bool:
@@ -340,11 +343,12 @@ class Dispatcher:
             raise Stopped
 
     def _start(self, participant: Participant, call: Callable[[ClientProxy, float], object]) -> Request:
-        """Ask in a thread of its own: one that hangs must not keep the others."""
-        executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        future = executor.submit(call, participant.client, self.settings.round_timeout + GRACE)
-        executor.shutdown(wait=False)
+        future = self._threads.submit(call, participant.client, self.settings.round_timeout + GRACE)
         return Request(participant, future)
+
+    def close(self) -> None:
+        """Nobody is asked any more; does not wait for those who still are."""
+        self._threads.shutdown(wait=False)
 
     def _wait_for_all(self, requests: list[Request]) -> list[tuple[Participant, Any]]:
         """Answers in the order of requests. Who breaks off or takes too long is given up, and left out."""

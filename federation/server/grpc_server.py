@@ -1,7 +1,7 @@
 """Flower's end of a client's gRPC stream, hardened: no copy of the model for each client, no limitless reading.
 
-As Flower ships it, one stream that nobody has admitted can fill the server's memory, for a thread reads ahead of
-the questions without end (1.8 GB in eight seconds, measured), and a client that doesn't read its questions keeps its
+As Flower ships it, one stream that nobody has admitted can fill the server's memory, for a second thread reads ahead
+of the questions without end (1.8 GB in eight seconds, measured), and a client that doesn't read its questions keeps its
 stream for ever, for the timeout begins only once the question has left. And it makes a message anew for each client,
 keeps it twice until it is answered, and an answer until the next one comes: 300 clients took 2.3 GB at the server
 (benchmarks/scale.py), most of it the same model.
@@ -13,6 +13,7 @@ import functools
 import math
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -29,12 +30,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 try:
     from flwr.server.superlink.fleet.grpc_bidi import grpc_server
-    from flwr.server.superlink.fleet.grpc_bidi.flower_service_servicer import FlowerServiceServicer
     from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridge, GrpcBridgeClosed, InsWrapper, ResWrapper
     from flwr.server.superlink.fleet.grpc_bidi.grpc_client_proxy import GrpcClientProxy
 except ImportError:  # Flower 1.43 keeps what is left of gRPC under flwr.compat
     from flwr.compat.server.grpc_bidi import grpc_server  # type: ignore[no-redef]
-    from flwr.compat.server.grpc_bidi.flower_service_servicer import FlowerServiceServicer  # type: ignore[no-redef]
     from flwr.compat.server.grpc_bidi.grpc_bridge import (  # type: ignore[no-redef]
         GrpcBridge,
         GrpcBridgeClosed,
@@ -44,19 +43,21 @@ except ImportError:  # Flower 1.43 keeps what is left of gRPC under flwr.compat
     from flwr.compat.server.grpc_bidi.grpc_client_proxy import GrpcClientProxy  # type: ignore[no-redef]
 
 SERVICE = "flwr.proto.FlowerService"
-GRACE = 1.0  # after the timeout, for Flower to end the stream by its own means
+SENT_AT_A_TIME = 16  # large messages
+SMALL = 100_000  # bytes of one that goes at once
+PATIENCE = 1.0  # seconds that one waits for its turn
 TICK = 0.2  # seconds between two looks at what is overdue
 
 
 def harden() -> None:
-    """Have flwr.server.start_server, which takes no servicer, serve BackpressureServicer instead of Flower's own.
+    """Have flwr.server.start_server, which takes no servicer, serve Servicer instead of Flower's own.
 
     A message is not parsed before somebody asks for it: gRPC would keep 11 kB for ever for each message that its
     deserializer refuses (grpcio 1.85, measured).
     """
 
-    def add(flower: FlowerServiceServicer, server: grpc.Server) -> None:
-        join = grpc.stream_stream_rpc_method_handler(BackpressureServicer(flower.client_manager).Join, Answer, as_bytes)
+    def add(flower: Any, server: grpc.Server) -> None:
+        join = grpc.stream_stream_rpc_method_handler(Servicer(flower.client_manager).join, Answer, as_bytes)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Join": join}),))
         health_pb2_grpc.add_HealthServicer_to_server(Health(flower.client_manager), server)
 
@@ -148,7 +149,7 @@ class Bridge(GrpcBridge):
         """The same, the answer as it came."""
         if ins_wrapper.timeout is None:
             return super().request(ins_wrapper).client_message
-        with self.deadlines.of(self, ins_wrapper.timeout + GRACE):
+        with self.deadlines.of(self, ins_wrapper.timeout):
             return super().request(ins_wrapper).client_message
 
     def close(self) -> None:
@@ -220,27 +221,52 @@ class Proxy(GrpcClientProxy):
         return self.bridge.ask(InsWrapper(question, timeout))  # type: ignore[attr-defined, arg-type]
 
 
-class BackpressureServicer(FlowerServiceServicer):
+class Sending:
+    """Has few large messages leave at a time: gRPC keeps a copy of each until its client has taken it."""
+
+    def __init__(self) -> None:
+        self._free = threading.Semaphore(SENT_AT_A_TIME)
+
+    @contextmanager
+    def turn(self, message: Any) -> Iterator[None]:
+        """Within it the message is sent. Waits, but not for long: who takes nothing must not keep the others."""
+        mine = isinstance(message, bytes) and len(message) > SMALL and self._free.acquire(timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            if mine:
+                self._free.release()
+
+
+class Servicer:
     """Takes one answer off the connection for each question; gRPC's flow control holds the rest back at the sender."""
 
-    def Join(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        asked = threading.Semaphore(0)
-        if not context.add_callback(asked.release):  # else the reading thread would outlive the stream
-            return
-        flower = FlowerServiceServicer(self.client_manager, lambda: Bridge(context.cancel), Proxy)
-        try:
-            for question in flower.Join(_one_each(request_iterator, asked), context):
-                asked.release()
-                yield question
-        except GrpcBridgeClosed:  # we ended the stream ourselves
+    def __init__(self, clients: Any) -> None:
+        self._clients = clients
+        self._sending = Sending()
+
+    def join(self, answers: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """The questions of one stream, for as long as it lasts."""
+        bridge = Bridge(context.cancel)
+        proxy = Proxy(uuid.uuid4().hex, bridge)
+        if not self._clients.register(proxy):
             return
 
+        def ended() -> None:
+            bridge.close()
+            self._clients.unregister(proxy)
 
-def _one_each(answers: Iterator[Any], asked: threading.Semaphore) -> Iterator[Any]:
-    asked.acquire()
-    for answer in answers:
-        yield answer
-        asked.acquire()
+        if not context.add_callback(ended):  # it has ended already
+            ended()
+            return
+        with suppress(GrpcBridgeClosed):
+            for question in bridge.ins_wrapper_iterator():
+                with self._sending.turn(question.server_message):
+                    yield question.server_message
+                answer = next(answers, None)
+                if answer is None:
+                    return
+                bridge.set_res_wrapper(ResWrapper(answer))
 
 
 @functools.lru_cache(maxsize=4)  # a round's, which differ at most in how many clients share a machine

@@ -188,6 +188,7 @@ class FederatedServer(Server):
         except Exception as error:  # a fault of ours: show all of it, but let nobody wait for us
             show_fault(error)
             self._close("failed", f"the server failed ({type(error).__name__})")
+        self.dispatcher.close()
         self.observers.end(self.exit_code)
 
     def _close(self, kind: str, words: str, seconds: float = 3.0) -> None:
