@@ -24,6 +24,9 @@ BLOCK = 1_000_000  # numbers of an array that are worked on at a time...
 AT_A_TIME = 4_000_000  # ...and of all arrays together
 
 
+Part = tuple[int, int, int]  # of the how manieth array, the places in it from and to
+
+
 @dataclass
 class InPieces(Parameters):
     """Flower's Parameters of a model that does not travel within the message that they are in."""
@@ -43,6 +46,7 @@ class InPieces(Parameters):
 class LazyArray:
     """An array whose numbers are read or worked out where they are needed: block by block, or, as NumPy's, all."""
 
+    __slots__ = ()
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -58,7 +62,7 @@ class LazyArray:
         return self.read(0, self.size).reshape(self.shape).astype(dtype or self.dtype, copy=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be dozens for each of a thousand clients
 class StoredArray(LazyArray):
     """An array within a file: as it came, in the dtype that it shall have."""
 
@@ -101,6 +105,35 @@ def blocks(size: int, length: int = BLOCK, of: int = 1) -> Iterator[tuple[int, i
     """
     length = max(1, min(length, AT_A_TIME // max(1, of)))
     return ((start, min(start + length, size)) for start in range(0, max(1, size), length))
+
+
+def parts(arrays: Sequence[np.ndarray | LazyArray], length: int, of: int = 1) -> Iterator[list[Part]]:
+    """The numbers of all arrays in order, a block at a time; small arrays share one, where they are of one dtype.
+
+    of: as for blocks().
+    """
+    together: list[Part] = []
+    free = length = max(1, min(length, AT_A_TIME // max(1, of)))
+    for k, array in enumerate(arrays):
+        start = 0
+        while start < array.size or start == 0:
+            if together and (free == 0 or arrays[together[0][0]].dtype != array.dtype):
+                yield together
+                together, free = [], length
+            stop = min(array.size, start + free)
+            together.append((k, start, stop))
+            free -= stop - start
+            if stop == array.size:
+                break
+            start = stop
+    if together:
+        yield together
+
+
+def joined(arrays: Sequence[np.ndarray | LazyArray], block_parts: list[Part]) -> np.ndarray:
+    """The numbers of these parts in a row."""
+    found = [block(arrays[k], start, stop) for k, start, stop in block_parts]
+    return np.concatenate(found) if len(found) > 1 else found[0]
 
 
 def cut(arrays: Sequence[np.ndarray], start: int, stop: int) -> bytes:

@@ -19,7 +19,21 @@ from federation.client.session import Session
 from federation.compression import num_bytes, travels_as, unpack
 from federation.config import Recipe
 from federation.participants.client_manager import Participant
-from federation.pieces import PIECE, Assembly, InPieces, Store, StoredArray, StoreFull, block, blocks, cut, hash_arrays
+from federation.pieces import (
+    AT_A_TIME,
+    PIECE,
+    Assembly,
+    InPieces,
+    Store,
+    StoredArray,
+    StoreFull,
+    block,
+    blocks,
+    cut,
+    hash_arrays,
+    joined,
+    parts,
+)
 from federation.security.clipping import clip
 from federation.server import grpc_server
 from federation.server.settings import ServerSettings
@@ -182,6 +196,21 @@ def test_the_blocks_of_many_arrays_are_shorter_so_that_those_at_work_take_the_sa
     assert list(blocks(1_000_000, 1_000_000, of=8)) == [(0, 500_000), (500_000, 1_000_000)]
     assert list(blocks(10_000, 16_384, of=1_000)) == [(0, 4_000), (4_000, 8_000), (8_000, 10_000)]
     assert list(blocks(2, 1, of=10**9)) == [(0, 1), (1, 2)]
+
+
+def test_small_arrays_of_one_dtype_share_a_block_and_large_ones_are_divided():
+    sizes = {"float32": (3, 2, 0, 9), "float16": (1, 1)}
+    arrays = [np.zeros(size, dtype) for dtype, each in sizes.items() for size in each]
+    together = [(0, 0, 3), (1, 0, 1)], [(1, 1, 2), (2, 0, 0), (3, 0, 3)], [(3, 3, 7)], [(3, 7, 9)]
+    assert list(parts(arrays, 4)) == [*together, [(4, 0, 1), (5, 0, 1)]]
+    assert list(parts(arrays[:2], 16_384, of=AT_A_TIME // 2)) == [[(0, 0, 2)], [(0, 2, 3), (1, 0, 1)], [(1, 1, 2)]]
+    assert list(parts([], 4)) == []
+
+
+def test_parts_joined_are_the_numbers_of_all_arrays_in_order():
+    for arrays in (ARRAYS, stored(ARRAYS)):
+        found = [number for place in parts(arrays, 4) for number in joined(arrays, place).tolist()]
+        assert found == [number for array in ARRAYS for number in array.reshape(-1).tolist()]
 
 
 def test_what_is_stored_leaves_no_file_behind(tmp_path):

@@ -4,10 +4,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from federation.aggregation.validation import Update
-from federation.pieces import block, blocks
+from federation.pieces import BLOCK, joined, parts
 
 import numpy as np
 
@@ -26,34 +25,47 @@ def measure(
     updates: Sequence[Update], starts: Sequence[list[np.ndarray]], buffer_positions: Sequence[int]
 ) -> list[Step]:
     """The step of each update from its start; integer arrays and what isn't finite have none. Sums in float64."""
-    count = len(updates)
-    squares, buffer_squares = np.zeros(count), np.zeros(count)
-    with_sum, sum_square = np.zeros(count), 0.0  # products of each step with the weighted sum of all; its square
-    examples = np.array([update.examples for update in updates], np.float64)
-    for i, old in enumerate(starts[0] if starts else []):
-        if old.dtype.kind != "f" or not np.isfinite(old).all():
-            continue
-        for place in blocks(old.size):
-            own, total = np.zeros(count), np.zeros(place[1] - place[0])
-            for k in range(count):
-                step = _step(updates[k].weights[i], starts[k][i], place)
-                own[k] = step @ step
-                total += step * examples[k]
-            if i in buffer_positions:
-                buffer_squares += own
-                continue
-            squares += own
-            # Worked out again, as those of a thousand clients would take a thousand times the room.
-            with_sum += [_step(u.weights[i], start[i], place) @ total for u, start in zip(updates, starts, strict=True)]
-            sum_square += float(total @ total)
-    cosines = [_cosine(squares[k], examples[k], with_sum[k], sum_square) if count > 1 else None for k in range(count)]
+    first = starts[0] if starts else []
+    moved = [i for i, old in enumerate(first) if old.dtype.kind == "f" and np.isfinite(old).all()]
+    squares, with_sum, sum_square = _products(updates, starts, [i for i in moved if i not in buffer_positions])
+    buffer_squares, *_ = _products(updates, starts, [i for i in moved if i in buffer_positions])
+    examples, several = [update.examples for update in updates], len(updates) > 1
+    cosines = [
+        _cosine(square, n, product, sum_square) if several else None
+        for square, n, product in zip(squares, examples, with_sum, strict=True)
+    ]
     sizes, buffer_sizes = np.sqrt(squares).tolist(), np.sqrt(buffer_squares).tolist()
-    numbers = [update.examples for update in updates]
-    return [Step(*values) for values in zip(sizes, buffer_sizes, numbers, cosines, strict=True)]
+    return [Step(*values) for values in zip(sizes, buffer_sizes, examples, cosines, strict=True)]
 
 
-def _step(new: Any, old: Any, place: tuple[int, int]) -> np.ndarray:
-    return np.subtract(block(new, *place), block(old, *place), dtype=np.float64)
+def _products(
+    updates: Sequence[Update], starts: Sequence[list[np.ndarray]], positions: list[int]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Of the steps in the arrays at these positions: the square of each, its product with their weighted sum, and that
+    sum's square."""
+    squares, with_sum, sum_square = np.zeros(len(updates)), np.zeros(len(updates)), 0.0
+    pairs = [
+        ([update.weights[i] for i in positions], [start[i] for i in positions])
+        for update, start in zip(updates, starts, strict=True)
+    ]
+    for place in parts(pairs[0][1] if pairs else [], BLOCK):
+        length = sum(stop - start for _, start, stop in place)
+        step, weighted, total = np.empty(length), np.empty(length), np.zeros(length)
+        for k, (new, old) in enumerate(pairs):
+            np.subtract(joined(new, place), joined(old, place), out=step, dtype=np.float64)
+            squares[k] += _product(step, step)
+            total += np.multiply(step, updates[k].examples, out=weighted)
+        for k, (new, old) in enumerate(pairs):
+            # Worked out again, as those of a thousand clients would take a thousand times the room.
+            np.subtract(joined(new, place), joined(old, place), out=step, dtype=np.float64)
+            with_sum[k] += _product(step, total)
+        sum_square += float(_product(total, total))
+    return squares, with_sum, sum_square
+
+
+def _product(one: np.ndarray, two: np.ndarray) -> np.float64:
+    """Their inner product, with the same bits on any number of cores; NumPy's @ sums in parts, one for each core."""
+    return np.einsum("i,i->", one, two)
 
 
 def _cosine(square: float, n: float, with_sum: float, sum_square: float) -> float | None:

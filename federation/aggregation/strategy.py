@@ -1,5 +1,6 @@
 """Aggregation by Flower's own strategies, after every update has been validated."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from federation.aggregation.batchnorm import pooled
 from federation.aggregation.means import as_dtype, mean_array
 from federation.aggregation.validation import Update
 from federation.compression import as_sent
-from federation.pieces import LazyArray, block, blocks
+from federation.pieces import LazyArray, Part, block, blocks, joined, parts
 from federation.security.clipping import clip
 
 import numpy as np
@@ -52,7 +53,7 @@ BY_NUMBER = (FedAvg, FedMedian, FedTrimmedAvg)
 MEASURED = (*BY_NUMBER, *STATE)  # whose models take BatchNorm's statistics as they are measured on them
 PIECE = 16_384  # numbers
 Weighted = tuple[list[Any], int]  # arrays, number of examples
-Step = Callable[[int, tuple[int, int], list[Weighted]], list[np.ndarray]]
+Step = Callable[[list[Part], list[Weighted]], list[np.ndarray]]
 
 
 class CheckedStrategy:
@@ -145,7 +146,7 @@ class CheckedStrategy:
         if isinstance(self.flower, Krum):
             return self._by_krum(updates)
         if type(self.flower) in BY_NUMBER:
-            (new,) = self._in_blocks(updates, lambda k, place, pairs: self._ask_flower(self.flower, pairs))
+            (new,) = self._in_blocks(updates, lambda place, pairs: self._ask_flower(self.flower, pairs))
             return new
         return self._by_optimiser(updates)
 
@@ -155,11 +156,11 @@ class CheckedStrategy:
         averaging = FedAvg(inplace=not isinstance(self.flower, FedAvgM), fit_metrics_aggregation_fn=_no_metrics)
         old = {name: getattr(self.flower, name) for name in self.state_names}
 
-        def step(k: int, place: tuple[int, int], pairs: list[Weighted]) -> list[np.ndarray]:
+        def step(place: list[Part], pairs: list[Weighted]) -> list[np.ndarray]:
             for name, arrays in old.items():
-                setattr(self.flower, name, [block(arrays[k], *place)] if arrays else None)
+                setattr(self.flower, name, [joined(arrays, place)] if arrays else None)
             if isinstance(self.flower, FedAvgM):
-                self.flower.initial_parameters = ndarrays_to_parameters([block(self.start[k], *place)])
+                self.flower.initial_parameters = ndarrays_to_parameters([joined(self.start, place)])
             new = self._ask_flower(self.flower, [(self._ask_flower(averaging, pairs), 1)])
             return new + [arrays[0] for name in old if (arrays := getattr(self.flower, name))]
 
@@ -178,14 +179,18 @@ class CheckedStrategy:
         return [np.asarray(updates[best][0][i]) for i in self.trained]
 
     def _in_blocks(self, updates: list[Weighted], step: Step) -> list[list[np.ndarray]]:
-        """What step(which of `trained`, place, the updates' numbers there) gives, put together to whole arrays."""
-        made = []
-        for k, i in enumerate(self.trained):
-            like = updates[0][0][i]
-            places = blocks(like.size, PIECE, of=len(updates))
-            parts = [step(k, place, [([Block(update[i], place)], n) for update, n in updates]) for place in places]
-            made.append([np.concatenate(part).reshape(like.shape) for part in zip(*parts, strict=True)])
-        return [list(arrays) for arrays in zip(*made, strict=True)] or [[]]
+        """What step(parts of the `trained` arrays, the updates' numbers there) gives, put together to whole arrays."""
+        trained = [([update[i] for i in self.trained], n) for update, n in updates]
+        like, made = trained[0][0], defaultdict(list)
+        for place in parts(like, PIECE, of=len(updates)):
+            for each, numbers in enumerate(step(place, [([Block(arrays, place)], n) for arrays, n in trained])):
+                begin = 0
+                for k, start, stop in place:
+                    if start == 0:
+                        made[each].append(np.empty(like[k].shape, numbers.dtype))
+                    made[each][k].reshape(-1)[start:stop] = numbers[begin : begin + stop - start]
+                    begin += stop - start
+        return list(made.values()) or [[]]
 
     def _ask_flower(self, flower: FedAvg, updates: list[Weighted]) -> list[np.ndarray]:
         results: list[Any] = [(None, _fit_res(arrays, n)) for arrays, n in updates]  # no proxies: none is asked
@@ -231,13 +236,13 @@ def _points(updates: list[list[Any]]) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A part of one client's array, read as it is needed."""
+    """Numbers of one client's arrays, read as they are needed."""
 
-    array: Any
-    place: tuple[int, int]
+    arrays: list[Any]
+    place: list[Part]
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return block(self.array, *self.place)
+        return joined(self.arrays, self.place)
 
 
 class Unwritten(Parameters):

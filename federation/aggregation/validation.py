@@ -123,7 +123,7 @@ def _read_update(parameters: Parameters, weights: list[np.ndarray], compress: st
     """Its arrays, in the dtypes of the global model; those of a large one stay in their file. Raises BadUpdate."""
     if isinstance(parameters, InPieces):  # of the shapes and dtypes that were asked for
         return [
-            replace(array, dtype=old.dtype) if isinstance(array, StoredArray) else array
+            replace(array, dtype=old.dtype) if isinstance(array, StoredArray) and array.dtype != old.dtype else array
             for array, old in zip(parameters.arrays, weights, strict=True)
         ]
     if len(parameters.tensors) != len(weights):
