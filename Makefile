@@ -12,6 +12,8 @@ PYTHON ?= python3
 VENV := .venv
 DATASET_FLAG = $(if $(TASK),--task "$(TASK)") $(if $(DATASET),--dataset "$(DATASET)")
 RIGHT_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; this needs 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+# Where it is set, each of hundreds of programs would compile all of ours anew.
+unexport PYTHONDONTWRITEBYTECODE
 IN_PROCESS = -m "not processes"
 FAST = -m "not processes and not slow"
 
@@ -32,7 +34,7 @@ compare: $(VENV)/installed
 	$(VENV)/bin/python demo.py --compare $(DATASET_FLAG) $(ARGS)
 
 check: static
-	$(VENV)/bin/python -m pytest $(FAST) $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 $(FAST) $(ARGS)
 
 test: static
 	$(VENV)/bin/python -m pytest $(ARGS)

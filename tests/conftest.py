@@ -20,7 +20,8 @@ importlib.import_module("federation")  # it sets what flwr reads when it is impo
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SLOWEST = ["test_engines", "test_examples", "test_docs", "test_smoke", "test_hosts", "test_faults", "test_output"]
+SLOWEST = ["test_engines", "test_docs", "test_smoke", "test_examples", "test_hosts", "test_async", "test_resume"]
+SLOWEST += ["test_faults", "test_admission", "test_output"]
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def federation(tmp_path: Path):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start processes: those that take seconds, and that -m "not processes" leaves out.
 
-    The files that take longest come first: begun last, they would leave the other worker with nothing to do.
+    The files that take longest come first: begun last, they would leave the other workers with nothing to do.
     """
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
     for item in items:

@@ -47,7 +47,7 @@ def test_every_key_of_the_run_config_is_a_flag_or_where_the_data_are():
 
 
 def test_the_app_holds_the_programs_and_every_module_of_every_room(tmp_path):
-    with Engine(tmp_path, "local") as engine:
+    with Engine(tmp_path, "local", fresh=True) as engine:
         engine.run(f"flwr build --app {shlex.quote(str(ROOT))}")
     with zipfile.ZipFile(next(tmp_path.glob("*.fab"))) as app:
         inside = {name for name in app.namelist() if name.endswith(".py")}

@@ -1,5 +1,7 @@
 """What the examples give to private training: a part that trains, examples each by itself, and a loss."""
 
+import functools
+
 from federation.config import Recipe
 from federation.privacy.dp_sgd import clipped_sum
 from federation.task.task import Task
@@ -16,12 +18,17 @@ NEEDED = {
 }
 
 
+@functools.cache  # no test trains the network, and to make the films of one takes seconds
+def built(name: str) -> tuple[Task, dict, torch.nn.Module]:
+    task = Task(ROOT / "examples" / name)
+    dataset = task.open_dataset(task.default_dataset)
+    return task, dataset, keep_frozen(task.build(task.schema(dataset), task.complete(Recipe(private_training=True))))
+
+
 def opened(name: str, rows: int = 12) -> tuple[Task, torch.nn.Module, tuple]:
     for module in NEEDED[name]:
         pytest.importorskip(module)
-    task = Task(ROOT / "examples" / name)
-    dataset = task.open_dataset(task.default_dataset)
-    network = keep_frozen(task.build(task.schema(dataset), task.complete(Recipe(private_training=True))))
+    task, dataset, network = built(name)
     every = np.linspace(0, task.size(dataset, "train", 0) - 1, rows).astype(int)
     return task, network, task.load(dataset, "train", every, 0)
 

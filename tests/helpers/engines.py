@@ -17,9 +17,10 @@ class Engine(Federation):
     """Ends what it started, and nothing else; the programs don't touch the user's ~/.flwr.
 
     They, and what they start by name, such as one for each message to a node, are forks: see fork_server.py.
+    fresh: they are not.
     """
 
-    def __init__(self, folder: Path, connection: str):
+    def __init__(self, folder: Path, connection: str, fresh: bool = False):
         super().__init__(folder)
         self.env = {
             **CLEAN,
@@ -31,7 +32,7 @@ class Engine(Federation):
             "COLUMNS": "200",
         }
         self.forks = None
-        if SUPPORTED:
+        if SUPPORTED and not fresh:
             self.env["FLWR_LOG_LEVEL"] = "INFO"  # theirs; federation, which is imported first, would change it
             self.env["PATH"] = f"{folder / 'programs'}{os.pathsep}{self.env['PATH']}"
             self.forks = ForkServer(self.env, *THEIRS)
@@ -59,7 +60,8 @@ class Engine(Federation):
         """A command as the docs have it, in the engine's folder: only ports and the app's folder are the test's."""
         program, *words = shlex.split(self.adapted(line))
         words = [str(ROOT) if word == "." else word for word in words]
-        return self.start(program, PROGRAMS / program, *words, cwd=self.folder, env=self.env, forks=self.forks)
+        how = {"forks": self.forks} if self.forks else {"fresh": True}
+        return self.start(program, PROGRAMS / program, *words, cwd=self.folder, env=self.env, **how)
 
     def adapted(self, line: str) -> str:
         port = self.address.rpartition(":")[2]

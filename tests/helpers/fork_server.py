@@ -30,7 +30,9 @@ SUPPORTED = sys.platform == "linux" and "pytest" in sys.modules
 IMPORTED = (
     "torch flwr.client flwr.server flwr.clientapp flwr.serverapp safetensors.numpy cryptography.x509 PIL.Image tqdm"
 )
+IMPORTED += " numpy.random flwr.compat.client.grpc_client.connection"
 IMPORTED += " matplotlib.figure matplotlib.ticker matplotlib.colors matplotlib.backends.backend_agg"
+IF_THERE = "sklearn.datasets sklearn.metrics dp_accounting.pld"
 # Of the environment, what no import reads. The shell and make set the first of these.
 READ_LATER = re.compile(r"PATH|PWD|OLDPWD|SHLVL|_|MAKE\w*|MFLAGS|COLUMNS|FEDERATION_\w+|(http|https|grpc|no)_proxy")
 HARMLESS = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
@@ -147,9 +149,15 @@ def receive_number(connection: socket.socket) -> int:
 def serve(folder: Path, modules: list[str]) -> tuple[list[str], str, dict[str, str]]:
     """Fork for whoever asks, and tell them how it ended. Returns in the forks alone, with what each has to run."""
     sys.path[0] = str(ROOT)
-    own = relevant({name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"})
-    for name in ("federation", *IMPORTED.split(), *modules):  # federation sets what flwr reads when it is imported
+    given = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    import_module("federation")  # it sets what flwr reads when it is imported
+    HARMLESS.update({name: value for name, value in os.environ.items() if name not in given})  # as demo.py passes it on
+    own = relevant(given)
+    for name in (*IMPORTED.split(), *modules):
         import_module(name)
+    for name in IF_THERE.split():
+        with suppress(ImportError):
+            import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "federation"]:
         del sys.modules[name]
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lack the other threads"
