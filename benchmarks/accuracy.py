@@ -25,13 +25,13 @@ GOALS = {"cnn": 4.5, "cnn-large": 10.0, "lenet": 1.0}  # processor time of train
 ROUNDS = 3
 
 
-def accuracies(dataset: InMemory, seeds: list[int]) -> list[dict]:
+def accuracies(dataset: InMemory, seeds: list[int], cases: list) -> list[dict]:
     """Accuracy on the whole test set after every round, for each case: by seed, and their mean."""
     print(
         f"{'network':<9} {'split':<14} {'seed':>4}  " + "  ".join(f"round {i}" for i in range(ROUNDS + 1)), flush=True
     )
     results = []
-    for network, split, changes in CASES:
+    for network, split, changes in cases:
         by_seed = {}
         for seed in seeds:
             recipe = Recipe(model=network, rounds=ROUNDS, seed=seed, **changes)
@@ -73,6 +73,7 @@ def main() -> None:
     add_images(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the recipe (0 1 2)")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of the time measurement (3)")
+    parser.add_argument("--cases", type=int, default=len(CASES), metavar="N", help="of network and split, the first N")
     args = parser.parse_args()
     where = machine()
     dataset = InMemory(args.images)
@@ -88,7 +89,7 @@ def main() -> None:
     print()
     results["epoch_seconds_by_round"] = times
     results["training_time_ratios"] = ratios
-    results["accuracy"] = accuracies(dataset, args.seeds)
+    results["accuracy"] = accuracies(dataset, args.seeds, CASES[: args.cases])
     save("accuracy", results)
 
 

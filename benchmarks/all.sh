@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every benchmark in one go, in somewhat more than an hour on two idle cores: with fewer seeds than the pages' own figures
-# where those take longer. Usage: benchmarks/all.sh IMAGES, a folder of train|test/<class>/*. Results: benchmarks/results/all.
+# Every benchmark in one go, within an hour on two idle cores: with fewer seeds and cases than the pages' own figures where
+# those take longer. Usage: benchmarks/all.sh IMAGES, a folder of train|test/<class>/*. Results: benchmarks/results/all.
 set -euo pipefail
 images=${1:?usage: benchmarks/all.sh IMAGES}
 cd "$(dirname "$0")/.."
@@ -20,17 +20,17 @@ run round_cost
 run overhead --images "$images" --repeat 1
 run churn
 run scale
-run xray --seeds 5 --films 900
-run secure masking large many secagg programs --images "$images" --seeds 0
+run xray --seeds 5
+run secure masking large secagg programs --images "$images" --seeds 0
 run engines --images "$images" --repeat 1
 run private --images "$images" --seeds 0 --repeat 1 --cases 0
-run accuracy --images "$images" --seeds 0 --repeat 1
+run accuracy --images "$images" --seeds 0 --repeat 1 --cases 2
 run wire --images "$images" --seeds 0
 run async --images "$images" --seeds 0 --cases "equal speeds"
 run examples --seeds 3
 run memory --sizes 45
 run record
-run steps --images "$images" --seeds 1 --cases 2
+run steps --images "$images" --seeds 1 --cases 1
 if [ -n "$failed" ]; then
     echo "failed:$failed"
     exit 1

@@ -19,10 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from common import machine, save
 from helpers.processes import Federation, wait_for
-from scale import play
+from scale import Few, play
 
 QUIET_ROUNDS = 5
 GOAL = 2  # times a quiet round, at most
+
+
+def play_some(address: str, here: int, clients: int) -> None:
+    """In a process of its own."""
+    sys.exit(play(address, here, Few(clients)))
 
 
 class Players:
@@ -38,7 +43,7 @@ class Players:
             self.add()
 
     def add(self) -> None:
-        self.playing.append(self.context.Process(target=play, args=self.arguments, daemon=True))
+        self.playing.append(self.context.Process(target=play_some, args=self.arguments, daemon=True))
         self.playing[-1].start()
 
     def kill_one(self, rng: random.Random) -> None:

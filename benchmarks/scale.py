@@ -1,11 +1,13 @@
 """One server and 3 to 1,000 clients on one machine over gRPC: time of a round, and the server's memory, as they grow.
 
 Every client is the project's own, on 20 generated images, with the default network: what grows is the server's
-work. A process for each core plays them, each with a connection of its own, one at work at a time.
+work. Each process plays a few dozen clients, each with a connection of its own; as many are at work at a time as there
+are cores.
 """
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import math
 import os
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from federation import net
 from federation.client.connection import connect
 from federation.client.session import Session
-from federation.process import keep_memory, num_cores
+from federation.process import end_with_parent, keep_memory, num_cores
 
 import grpc._channel  # private names, as only a benchmark may use them
 import numpy as np
@@ -34,7 +36,7 @@ from data import Synthetic
 
 NUMBERS = [3, 10, 30, 100, 300, 1000]
 ROUNDS = 3
-PLAYERS = num_cores()
+TOGETHER = 50  # clients, at most, that share a process: of more, each would cost more than one of few does
 IMAGES = {"train": 20, "test": 5}  # a client
 GOAL = 1.05  # exponent, at most, of the growth from GROWS_FROM clients on
 GROWS_FROM = 100
@@ -55,21 +57,48 @@ class Few(Synthetic):
 
 
 class OneAtATime(Session):
-    """A client that shares its process, and PyTorch's global random numbers, with others."""
+    """A client that shares its process, and PyTorch's global random numbers, with others, and its core with more."""
 
-    at_work = threading.Lock()
+    in_process = threading.Lock()
+    core = ""  # a file that whoever works on the core holds a lock of
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        with self.in_process, open(self.core or os.devnull) as file:
+            if self.core:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _work(self, task: Callable, failed: object) -> object:
-        with self.at_work:
+        with self.at_work():
             return super()._work(task, failed)
 
     def _take_assignment(self, config: dict) -> dict:
-        with self.at_work:
+        with self.at_work():
             return super()._take_assignment(config)
 
 
-def play(address: str, here: int, clients: int) -> None:
-    """`here` clients of so many, in threads of this process. Exits with 1 where one doesn't stay to the end."""
+def play_all(address: str, clients: int) -> None:
+    """All clients, in processes forked off this one. Exits with 1 where one doesn't stay to the end."""
+    dataset = Few(clients)
+    players = max(num_cores(), math.ceil(clients / TOGETHER))
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for player in range(players):
+            core = Path(folder, f"core {player % num_cores()}")
+            core.touch()
+            pid = os.fork()
+            if pid == 0:
+                end_with_parent()
+                os._exit(play(address, len(range(player, clients, players)), dataset, str(core)))
+            started.append(pid)
+        failed = [os.waitpid(pid, 0)[1] for pid in started]
+    sys.exit(any(failed))
+
+
+def play(address: str, here: int, dataset: Few, core: str = "") -> bool:
+    """So many clients, in threads of this process; whether one of them did not stay to the end."""
+    OneAtATime.core = core
     # Channels of one process would share a connection, which clients on different machines don't.
     net.CLIENT.append(("grpc.use_local_subchannel_pool", 1))
     # A waiting client wakes up fifteen times a second, for signals and to look at its connection: nothing on a machine
@@ -77,7 +106,6 @@ def play(address: str, here: int, clients: int) -> None:
     grpc._common.MAXIMUM_WAIT_TIMEOUT = 5
     grpc._channel.Channel.subscribe = lambda *_, **__: None
     keep_memory()  # as client.py does
-    dataset = Few(clients)
     sessions = [OneAtATime(lambda assignment: Client(dataset, assignment), dataset.classes) for _ in range(here)]
     threads = [threading.Thread(target=connect, args=(each, address), kwargs={"wait": 600}) for each in sessions]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -85,7 +113,7 @@ def play(address: str, here: int, clients: int) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    sys.exit(any(each.failure or not each.close_reason or each.close_reason.kind != "finished" for each in sessions))
+    return any(each.failure or not each.close_reason or each.close_reason.kind != "finished" for each in sessions)
 
 
 def measure(clients: int, flags: list[str]) -> dict:
@@ -93,9 +121,7 @@ def measure(clients: int, flags: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
         server = federation.server("--clients", clients, "--rounds", ROUNDS, *flags)
         server.says("waiting for")
-        for player in range(PLAYERS):
-            here = len(range(player, clients, PLAYERS))
-            federation.start(f"player {player}", __file__, "--play", federation.address, here, clients)
+        players = federation.start("players", __file__, "--play", federation.address, clients)
         began, peak_kb, used = time.monotonic(), 0, 0.0
         joined, used_before = None, 0.0
         while server.popen.poll() is None:
@@ -103,8 +129,7 @@ def measure(clients: int, flags: list[str]) -> dict:
             used = processor_seconds(server.popen.pid) or used
             if joined is None and f"({clients} of {clients} there)" in server.output:
                 joined, used_before = time.monotonic() - began, used
-            players = federation.processes[1:]
-            assert not any(player.popen.poll() for player in players), "".join(player.output for player in players)
+            assert not players.popen.poll(), players.output
             time.sleep(0.05)
         for process in federation.processes:
             process.ends(0)
@@ -154,11 +179,11 @@ def draw(results: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=NUMBERS, metavar="N", help=f"({NUMBERS})")
-    parser.add_argument("--play", nargs=3, help=argparse.SUPPRESS)  # how this script calls itself
+    parser.add_argument("--play", nargs=2, help=argparse.SUPPRESS)  # how this script calls itself
     parser.add_argument("flags", nargs="*", help="more flags for server.py, after --")
     args = parser.parse_args()
     if args.play:
-        play(args.play[0], int(args.play[1]), int(args.play[2]))
+        play_all(args.play[0], int(args.play[1]))
     where, results = machine(), []
     for clients in args.clients:
         results.append(measure(clients, args.flags))
