@@ -22,9 +22,7 @@ IN_MEMORY = 100_000_000  # bytes of all updates of a round that wait there for t
 PIECE = 2_000_000  # bytes of one
 BLOCK = 1_000_000  # numbers of an array that are worked on at a time...
 AT_A_TIME = 4_000_000  # ...and of all arrays together
-
-
-Part = tuple[int, int, int]  # of the how manieth array, the places in it from and to
+Part = tuple[int, int, int]  # which of several arrays, and the places in it from and to
 
 
 @dataclass

@@ -1,22 +1,10 @@
-"""A client's stream at the server: an answer for each question, each with a deadline, and few large ones at a time."""
+"""A client's stream at the server: an answer for each question, each with a deadline."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
-from federation.server import grpc_server
-from federation.server.grpc_server import (
-    SENT_AT_A_TIME,
-    SMALL,
-    Deadlines,
-    GrpcBridgeClosed,
-    InsWrapper,
-    Sending,
-    Servicer,
-)
-
-from flwr.proto.transport_pb2 import ServerMessage
+from federation.server.grpc_server import Deadlines, GrpcBridgeClosed, InsWrapper, Servicer
 
 
 class Stream:
@@ -127,20 +115,3 @@ def test_a_stream_that_has_ended_before_it_is_registered_leaves_nobody_behind():
 
 def test_a_client_that_is_not_taken_is_asked_nothing():
     assert list(Servicer(Clients()).join(iter("1"), Context())) == []
-
-
-def test_few_large_messages_leave_at_a_time_and_who_takes_none_keeps_the_others_for_a_moment_only(monkeypatch):
-    monkeypatch.setattr(grpc_server, "PATIENCE", 0.05)
-    sending, large = Sending(), bytes(SMALL + 1)
-
-    def free() -> bool:
-        return sending._free.acquire(blocking=False)
-
-    with ExitStack() as stuck:
-        for _ in range(SENT_AT_A_TIME):
-            stuck.enter_context(sending.turn(large))
-        assert not free()
-        began = time.monotonic()
-        with sending.turn(bytes(SMALL)), sending.turn(ServerMessage()), sending.turn(large):
-            assert time.monotonic() - began >= 0.05
-    assert [free() for _ in range(SENT_AT_A_TIME + 1)] == [True] * SENT_AT_A_TIME + [False]

@@ -43,9 +43,6 @@ except ImportError:  # Flower 1.43 keeps what is left of gRPC under flwr.compat
     from flwr.compat.server.grpc_bidi.grpc_client_proxy import GrpcClientProxy  # type: ignore[no-redef]
 
 SERVICE = "flwr.proto.FlowerService"
-SENT_AT_A_TIME = 16  # large messages
-SMALL = 100_000  # bytes of one that goes at once
-PATIENCE = 1.0  # seconds that one waits for its turn
 TICK = 0.2  # seconds between two looks at what is overdue
 
 
@@ -221,29 +218,11 @@ class Proxy(GrpcClientProxy):
         return self.bridge.ask(InsWrapper(question, timeout))  # type: ignore[attr-defined, arg-type]
 
 
-class Sending:
-    """Has few large messages leave at a time: gRPC keeps a copy of each until its client has taken it."""
-
-    def __init__(self) -> None:
-        self._free = threading.Semaphore(SENT_AT_A_TIME)
-
-    @contextmanager
-    def turn(self, message: Any) -> Iterator[None]:
-        """Within it the message is sent. Waits, but not for long: who takes nothing must not keep the others."""
-        mine = isinstance(message, bytes) and len(message) > SMALL and self._free.acquire(timeout=PATIENCE)
-        try:
-            yield
-        finally:
-            if mine:
-                self._free.release()
-
-
 class Servicer:
     """Takes one answer off the connection for each question; gRPC's flow control holds the rest back at the sender."""
 
     def __init__(self, clients: Any) -> None:
         self._clients = clients
-        self._sending = Sending()
 
     def join(self, answers: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         """The questions of one stream, for as long as it lasts."""
@@ -261,8 +240,7 @@ class Servicer:
             return
         with suppress(GrpcBridgeClosed):
             for question in bridge.ins_wrapper_iterator():
-                with self._sending.turn(question.server_message):
-                    yield question.server_message
+                yield question.server_message
                 answer = next(answers, None)
                 if answer is None:
                     return
