@@ -308,8 +308,8 @@ def test_a_picture_of_another_main_metric_begins_with_it_and_its_clients(figures
     (figure,) = figures
     assert [axes.get_ylabel().partition(",")[0] for axes in figure.axes] == ["mae", "r2", "loss"]
     assert "federated, on each client's share" in legend(figure)
-    curves = [list(line.get_ydata()) for line in figure.axes[0].lines]
-    assert curves[:2] == [[40, 20, 10], [41, 21, 11]]
+    (of_clients,) = figure.axes[0].collections
+    assert [curve[:, 1].tolist() for curve in of_clients.get_segments()] == [[40, 20, 10], [41, 21, 11]]
     assert "chance" not in legend(figure), "nobody says what guessing reaches"
 
 
