@@ -117,16 +117,19 @@ def play(address: str, here: int, dataset: Few, core: str = "") -> bool:
 
 
 def measure(clients: int, flags: list[str]) -> dict:
-    """Seconds of a round and of the server's processor in it, until all had joined, and its memory's peak."""
+    """Seconds of a round, of the server's processor and of a client's in it, until all had joined; the server's memory.
+
+    server_seconds, client_seconds, mean_seconds: over all rounds, of which round 0 is an evaluation.
+    """
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
         server = federation.server("--clients", clients, "--rounds", ROUNDS, *flags)
         server.says("waiting for")
         players = federation.start("players", __file__, "--play", federation.address, clients)
-        began, peak_kb, used = time.monotonic(), 0, 0.0
-        joined, used_before = None, 0.0
+        began, peak_kb, used = time.monotonic(), 0, np.zeros(2)
+        joined, used_before = None, np.zeros(2)
         while server.popen.poll() is None:
             peak_kb = max(peak_kb, server.memory().get("VmHWM", 0))
-            used = processor_seconds(server.popen.pid) or used
+            used = np.maximum(used, [processor_seconds(each.popen.pid) for each in (server, players)])
             if joined is None and f"({clients} of {clients} there)" in server.output:
                 joined, used_before = time.monotonic() - began, used
             assert not players.popen.poll(), players.output
@@ -135,10 +138,13 @@ def measure(clients: int, flags: list[str]) -> dict:
             process.ends(0)
         rows = federation.history()["rounds"]
     assert [row["clients"] for row in rows] == [clients] * (ROUNDS + 1), rows
+    server_used, clients_used = (used - used_before).tolist()
     return {
         "clients": clients,
         "round_seconds": statistics.median(row["seconds"] for row in rows[1:]),
-        "server_seconds": (used - used_before) / len(rows),  # of the processor; round 0 is an evaluation
+        "mean_seconds": statistics.mean(row["seconds"] for row in rows),
+        "server_seconds": server_used / len(rows),
+        "client_seconds": clients_used / len(rows) / clients,
         "join_seconds": joined,
         "server_mb": peak_kb * 1024 / 1e6,
         "mb_a_round": sum(row["bytes_received"] for row in rows[1:]) / ROUNDS / 1e6,
@@ -146,12 +152,26 @@ def measure(clients: int, flags: list[str]) -> dict:
 
 
 def processor_seconds(pid: int) -> float:
-    """Of a process and its threads, so far; 0 where it has ended."""
+    """Of a process and those that it has forked, so far; 0 where it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        forks = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_seconds(int(fork)) for fork in forks)
+
+
+def without_packing(results: list[dict]) -> list[dict]:
+    """With the mean seconds of a round, but for what a client takes of a core more than where it takes the least.
+
+    It does the same work among few and among many: what is more is what so many on one machine take from each other.
+    """
+    least = min(each["client_seconds"] for each in results)
+    return [
+        {**each, "seconds": each["mean_seconds"] - (each["client_seconds"] - least) * each["clients"] / num_cores()}
+        for each in results
+    ]
 
 
 def growth(results: list[dict], what: str) -> float:
@@ -189,11 +209,15 @@ def main() -> None:
         results.append(measure(clients, args.flags))
         print(
             "{clients:>4} clients: {round_seconds:6.2f} s a round, {server_seconds:5.2f} s of the server's "
-            "processor, {server_mb:4.0f} MB at the server, all joined after {join_seconds:.1f} s".format(**results[-1]),
+            "processor and {client_seconds:.3f} s of a client's, {server_mb:4.0f} MB at the server, all joined after "
+            "{join_seconds:.1f} s".format(**results[-1]),
             flush=True,
         )
     many = [result for result in results if result["clients"] >= GROWS_FROM]
-    grows = {what: growth(many, what) for what in ("round_seconds", "server_seconds", "server_mb")} if many[1:] else {}
+    kinds = ("round_seconds", "server_seconds", "server_mb")
+    grows = {what: growth(many, what) for what in kinds} if many[1:] else {}
+    if grows:
+        grows["seconds but for the packing"] = growth(without_packing(many), "seconds")
     for what, exponent in grows.items():
         words = f"from {GROWS_FROM} clients on, {what} grows with the {exponent:.2f}th power of their number"
         print(f"{words} (goal: {GOAL} at most)")
