@@ -2,6 +2,7 @@
 have in one message and in memory."""
 
 import errno
+import gc
 import hashlib
 import io
 import json
@@ -73,10 +74,14 @@ def files(monkeypatch) -> Iterator[list[IO[bytes]]]:
         return made[-1]
 
     monkeypatch.setattr("federation.pieces.tempfile.TemporaryFile", kept)
+    before = set(threading.enumerate())
     yield made
-    for thread in threading.enumerate():  # a client may still be at work after the end
-        if thread.name.startswith("ThreadPoolExecutor"):
-            thread.join(10)
+    threads = [each for each in threading.enumerate() if each.name.startswith("ThreadPoolExecutor")]
+    threads = [each for each in threads if each not in before]
+    if threads:  # a client may still be at work after the end
+        gc.collect()  # a dispatcher that was not closed keeps its threads ready
+    for thread in threads:
+        thread.join(10)
     for file in made:
         file.close()
 
