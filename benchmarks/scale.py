@@ -129,7 +129,7 @@ def measure(clients: int, flags: list[str]) -> dict:
         joined, used_before = None, np.zeros(2)
         while server.popen.poll() is None:
             peak_kb = max(peak_kb, server.memory().get("VmHWM", 0))
-            used = np.maximum(used, [processor_seconds(each.popen.pid) for each in (server, players)])
+            used = np.maximum(used, [used_by(each.popen.pid) for each in (server, players)])
             if joined is None and f"({clients} of {clients} there)" in server.output:
                 joined, used_before = time.monotonic() - began, used
             assert not players.popen.poll(), players.output
@@ -151,7 +151,7 @@ def measure(clients: int, flags: list[str]) -> dict:
     }
 
 
-def processor_seconds(pid: int) -> float:
+def used_by(pid: int) -> float:
     """Of a process and those that it has forked, so far; 0 where it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -159,7 +159,7 @@ def processor_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(processor_seconds(int(fork)) for fork in forks)
+    return own + sum(used_by(int(fork)) for fork in forks)
 
 
 def without_packing(results: list[dict]) -> list[dict]:

@@ -101,8 +101,12 @@ def blocks(size: int, length: int = BLOCK, of: int = 1) -> Iterator[tuple[int, i
 
     of: arrays of which a block each is worked on at the same time, so that those of many are shorter.
     """
-    length = max(1, min(length, AT_A_TIME // max(1, of)))
+    length = _shared(length, of)
     return ((start, min(start + length, size)) for start in range(0, max(1, size), length))
+
+
+def _shared(length: int, of: int) -> int:
+    return max(1, min(length, AT_A_TIME // max(1, of)))
 
 
 def parts(arrays: Sequence[np.ndarray | LazyArray], length: int, of: int = 1) -> Iterator[list[Part]]:
@@ -111,10 +115,10 @@ def parts(arrays: Sequence[np.ndarray | LazyArray], length: int, of: int = 1) ->
     of: as for blocks().
     """
     together: list[Part] = []
-    free = length = max(1, min(length, AT_A_TIME // max(1, of)))
+    free = length = _shared(length, of)
     for k, array in enumerate(arrays):
         start = 0
-        while start < array.size or start == 0:
+        while True:
             if together and (free == 0 or arrays[together[0][0]].dtype != array.dtype):
                 yield together
                 together, free = [], length

@@ -308,8 +308,13 @@ def test_a_picture_of_another_main_metric_begins_with_it_and_its_clients(figures
     (figure,) = figures
     assert [axes.get_ylabel().partition(",")[0] for axes in figure.axes] == ["mae", "r2", "loss"]
     assert "federated, on each client's share" in legend(figure)
-    (of_clients,) = figure.axes[0].collections
-    assert [curve[:, 1].tolist() for curve in of_clients.get_segments()] == [[40, 20, 10], [41, 21, 11]]
+    curves = {
+        each.get_label(): [curve[:, 1].tolist() for curve in each.get_segments()] for each in figure.axes[0].collections
+    }
+    assert curves == {
+        "federated, on each client's share": [[40, 20, 10], [41, 21, 11]],
+        "each client alone": [[30, 30, 30], [31, 31, 31]],
+    }
     assert "chance" not in legend(figure), "nobody says what guessing reaches"
 
 
@@ -443,6 +448,14 @@ def test_pictures_hold_many_clients_many_classes_and_any_name():
     shape(plots.partitions(history, LIGHT))
     shape(plots.predictions(history, many, LIGHT))
     shape(plots.confusion(history, {"confusion": np.eye(104, dtype=int)}, LIGHT))
+
+
+def test_the_shares_of_a_thousand_clients_are_seen_and_not_lines_between_them():
+    history = make_history(clients=1000)
+    history.config["class_counts"] = {str(p): [3, 3, 3] for p in range(1000)}
+    with Image.open(io.BytesIO(plots.partitions(history, LIGHT))) as image:
+        colours = image.convert("RGB").getcolors(2**16)
+    assert max(colours)[1] != (255, 255, 255)
 
 
 def test_a_client_that_came_late_has_a_gap_in_its_curve():

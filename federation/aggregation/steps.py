@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from federation.aggregation.validation import Update
 from federation.pieces import BLOCK, joined, parts
+from federation.security.clipping import squared_step
 
 import numpy as np
 
@@ -28,7 +29,11 @@ def measure(
     first = starts[0] if starts else []
     moved = [i for i, old in enumerate(first) if old.dtype.kind == "f" and np.isfinite(old).all()]
     squares, with_sum, sum_square = _products(updates, starts, [i for i in moved if i not in buffer_positions])
-    buffer_squares, *_ = _products(updates, starts, [i for i in moved if i in buffer_positions])
+    buffers = [i for i in moved if i in buffer_positions]
+    buffer_squares = [
+        sum(squared_step(update.weights[i], start[i]) for i in buffers)
+        for update, start in zip(updates, starts, strict=True)
+    ]
     examples, several = [update.examples for update in updates], len(updates) > 1
     cosines = [
         _cosine(square, n, product, sum_square) if several else None

@@ -16,7 +16,7 @@ def clip(update: list[Any], weights: list[np.ndarray], max_norm: float) -> list[
     """
     clipped = [old.dtype.kind == "f" and bool(np.isfinite(old).all()) for old in weights]
     pairs = list(zip(update, weights, strict=True))
-    norm = math.sqrt(sum(_square(new, old) for (new, old), shorten in zip(pairs, clipped, strict=True) if shorten))
+    norm = math.sqrt(sum(squared_step(new, old) for (new, old), shorten in zip(pairs, clipped, strict=True) if shorten))
     if norm <= max_norm:
         return update
     factor = max_norm / norm
@@ -43,7 +43,7 @@ class Shortened(LazyArray):
         return (old + step * self.factor).astype(self.dtype)
 
 
-def _square(new: Any, old: np.ndarray) -> float:
+def squared_step(new: Any, old: np.ndarray) -> float:
     """The squared L2 norm of a step."""
     steps = (np.subtract(block(new, *place), block(old, *place), dtype=np.float64) for place in blocks(old.size))
     return float(sum(np.sum(np.square(step)) for step in steps))

@@ -60,8 +60,9 @@ class Engine(Federation):
         """A command as the docs have it, in the engine's folder: only ports and the app's folder are the test's."""
         program, *words = shlex.split(self.adapted(line))
         words = [str(ROOT) if word == "." else word for word in words]
-        how = {"forks": self.forks} if self.forks else {"fresh": True}
-        return self.start(program, PROGRAMS / program, *words, cwd=self.folder, env=self.env, **how)
+        return self.start(
+            program, PROGRAMS / program, *words, fresh=not self.forks, forks=self.forks, cwd=self.folder, env=self.env
+        )
 
     def adapted(self, line: str) -> str:
         port = self.address.rpartition(":")[2]
