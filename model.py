@@ -12,6 +12,7 @@ from federation.networks.filters import cosine_filters
 from federation.networks.optimiser import Optimiser
 from federation.networks.scattering import Scattering
 from federation.task.classification import loss, show
+from federation.task.compute import has_bfloat16
 from federation.task.image_files import pictures
 from federation.task.training import Examples, PrivateParts
 
@@ -26,8 +27,8 @@ WARM_UP = 0.2  # of the whole run: the rate climbs from 0, then falls in a strai
 FORGET = 0.2  # BatchNorm's momentum: a round is a few hundred steps, so forget quickly
 NAME, METRICS = "cifar10", [ACCURACY]  # the first is the main one; whatever else evaluate() returns is shown too
 # What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
-ADDED = {"label_smoothing": 0.1, "logit_adjustment": True, "muon": True, "mirror": True, "final_rate": 0.1}
-SIMPLE = {**ADDED, "muon": False, "mirror": False, "final_rate": 0.0}
+SIMPLE = {"label_smoothing": 0.1, "logit_adjustment": True, "muon": False, "mirror": False, "final_rate": 0.0}
+ADDED = {**SIMPLE, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}  # at the end it is too coarse
 PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False}  # as both come from the counts of all classes
 MODELS = {  # each network's own defaults; under "private" what is otherwise with --private-training
     "cnn": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
@@ -86,9 +87,8 @@ class LeNet(nn.Sequential):
         )  # fmt: skip
 
 
-WIDE = functools.partial(Cnn, widths=(96, 192, 256))
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "cnn": Cnn, "cnn-large": WIDE, "scattering": Scattering, "lenet": LeNet,
+    "cnn": Cnn, "cnn-large": functools.partial(Cnn, widths=(96, 192, 256)), "scattering": Scattering, "lenet": LeNet,
 }  # fmt: skip
 
 
@@ -131,15 +131,15 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
     else:
         network.eval()  # the only way to learn from one: by the statistics that came with the weights
     optimiser = Optimiser(parameters, recipe.own["muon"], recipe.proximal_mu)
-    log_prior = targets = torch.empty(0)
-    total = 0.0
+    log_prior, targets, total = torch.empty(0), torch.empty(0), 0.0
     for done, batch in enumerate(tqdm(batches, part.title, unit=" batches", leave=False, disable=None)):
         t = part.start + (part.end - part.start) * (done + 0.5) / len(batches)
         seen_images = images[batch]
         if recipe.own["mirror"]:
             mirrored = torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5
             seen_images = torch.where(mirrored, seen_images.flip(3), seen_images)
-        logits = logits_of(network, to_input(seen_images, device))
+        with torch.autocast(device.type, torch.bfloat16, has_bfloat16(device) and t < recipe.own.get("bfloat16", 0)):
+            logits = logits_of(network, to_input(seen_images, device)).float()
         if not done:
             log_prior, targets = priors(labels, logits.shape[1], recipe.own, device)
         mean = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])

@@ -68,7 +68,7 @@ def test_without_a_word_it_is_the_first_network_with_its_own_defaults_and_each_n
     assert (cnn.model, cnn.batch_size, cnn.learning_rate) == ("cnn", 128, 0.15)
     assert (lenet.batch_size, lenet.learning_rate) == (32, 0.02)
     added = {"label_smoothing": 0.1, "logit_adjustment": True}
-    assert cnn.own == {**added, "muon": True, "mirror": True, "final_rate": 0.1}
+    assert cnn.own == {**added, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}
     assert lenet.own == {**added, "muon": False, "mirror": False, "final_rate": 0.0}
 
 
@@ -238,6 +238,29 @@ def test_each_addition_to_plain_fedavg_can_be_switched_off():
         made[str(own)] = [array.tobytes() for array in get_weights(copied)]
     usual = made.pop("{}")
     assert [what for what, bits in made.items() if bits == usual] == []
+
+
+def test_training_is_in_bfloat16_to_its_share_of_the_run_where_the_processor_is_quicker_with_it(monkeypatch):
+    class Spy(nn.Linear):
+        def forward(self, x):
+            logits = super().forward(x.flatten(1))
+            dtypes.append(logits.dtype)
+            return logits
+
+    whole, half = torch.float32, torch.bfloat16
+    for quicker, share, expected in (
+        (True, 0.5, [half, half, whole, whole]),
+        (True, 0.0, [whole] * 4),
+        (False, 1.0, [whole] * 4),
+    ):
+        dtypes: list[torch.dtype] = []
+        monkeypatch.setattr(model, "has_bfloat16", lambda device, quicker=quicker: quicker)
+        network = Spy(3 * 32 * 32, CLASSES)
+        train(network, 8, own={"bfloat16": share}, batch_size=2)
+        assert dtypes == expected
+        model.evaluate(network, examples(4), recipe(own={"bfloat16": share}))
+        assert dtypes[-1] == whole
+        assert all(weight.dtype == whole for weight in network.parameters())
 
 
 def test_mirrored_images_are_some_of_them_and_other_ones_in_each_round(monkeypatch):
