@@ -28,7 +28,7 @@ FORGET = 0.2  # BatchNorm's momentum: a round is a few hundred steps, so forget 
 NAME, METRICS = "cifar10", [ACCURACY]  # the first is the main one; whatever else evaluate() returns is shown too
 # What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
 SIMPLE = {"label_smoothing": 0.1, "logit_adjustment": True, "muon": False, "mirror": False, "final_rate": 0.0}
-ADDED = {**SIMPLE, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}  # at the end it is too coarse
+ADDED = {**SIMPLE, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}  # of the run: then too coarse
 PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False}  # as both come from the counts of all classes
 MODELS = {  # each network's own defaults; under "private" what is otherwise with --private-training
     "cnn": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
