@@ -33,4 +33,4 @@ def mean_metrics(answers: Sequence[Update | Score]) -> dict[str, float]:
 
 
 def as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return (array if dtype.kind == "f" else np.rint(array)).astype(dtype)
+    return (array if dtype.kind == "f" else np.rint(array)).astype(dtype, copy=False)

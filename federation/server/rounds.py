@@ -124,7 +124,7 @@ class FederatedServer(Server):
         self.recipe = clients.recipe
         self.make_strategy = strategy
         self.settings = settings
-        self.folder, self.history, self.checkpoint = run.folder, run.history, run.checkpoint
+        self.run, self.folder, self.history = run, run.folder, run.history
         clients.initial, clients.run_id = run.initial, run.id
         clients.audit = self.audit = AuditLog(
             run.folder.path / FILE, run.id, privacy=privacy_of(self.recipe), identity=clients.identity
@@ -140,7 +140,7 @@ class FederatedServer(Server):
         self.exit_code = 1
         self.weights: list[np.ndarray] = []
         self.rounds_done = -1  # 0 once the untrained model is evaluated
-        if self.checkpoint:
+        if run.checkpoint:
             clients.begin(self.history.config["classes"], from_stored(self.history.config))
             clients.statistics = self.history.config.get("columns", {})
             clients.know_members(self.history.config.get(MEMBERS, {}))
@@ -214,13 +214,7 @@ class FederatedServer(Server):
         if self.clients.task and self.clients.task.columns and not self.clients.statistics:
             self._agree_on_columns(self.clients.task.columns)
         self.observers.begin(self.history)
-        if self.checkpoint is None:
-            weights = self._initial_weights()
-            self.history.config["initial_weights"] = self.dispatcher.exchange.hash_of(weights)
-            self._begin(weights)
-        else:
-            self.rounds_done = self.checkpoint.server_round
-            self._continue_from(self.checkpoint)
+        self._set_out()
         self._work()
         if not any(record.clients for record in self.history.rounds[1:]):
             what = "no update of any client counted, so the model is the untrained one; the lines above say why"
@@ -232,6 +226,17 @@ class FederatedServer(Server):
         if self.recipe.private_training:
             say(spent_in_words(self.history))
         self._save_model()
+
+    def _set_out(self) -> None:
+        """With the untrained model, or where the checkpoint left off; nothing may keep that model to the end."""
+        checkpoint, self.run.checkpoint = self.run.checkpoint, None
+        if checkpoint is None:
+            weights = self._initial_weights()
+            self.history.config["initial_weights"] = self.dispatcher.exchange.hash_of(weights)
+            self._begin(weights)
+        else:
+            self.rounds_done = checkpoint.server_round
+            self._continue_from(checkpoint)
 
     def _agree_on_columns(self, columns: list[str]) -> None:
         """Mean and spread of each column over all clients, for a task that scales its data by them."""
