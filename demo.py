@@ -27,6 +27,8 @@ examples:
   python demo.py --compare -- --partitioner dirichlet --alpha 0.1
 """
 LEARNED_NOTHING = "accuracy means nothing for CIFAR-10"
+FIRST, BY_HAND = "give it before the --", "start server.py and client.py yourself"
+ELSEWHERE = {"--clients": FIRST, "--run-dir": FIRST, "--address": BY_HAND, "--sweep": BY_HAND}  # where to give what
 COLOURS = [36, 32, 33, 35, 34, 31]  # ANSI: the server's, then the clients'
 
 
@@ -142,6 +144,9 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     own, server = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parser.parse_args(own)
+    for flag in (option.partition("=")[0] for option in server):
+        if flag in ELSEWHERE:
+            parser.error(f"{flag} behind the -- would reach the server alone; {ELSEWHERE[flag]}")
     if len(args.dataset or []) > 1:
         if args.clients not in (None, len(args.dataset)):
             parser.error(f"--clients {args.clients} with {len(args.dataset)} data sets; leave it out, or give one set")

@@ -28,7 +28,7 @@ WARM_UP = 0.2  # of the whole run: the rate climbs from 0, then falls in a strai
 FORGET = 0.2  # BatchNorm's momentum: a round is a few hundred steps, so forget quickly
 NAME, METRICS = "cifar10", [ACCURACY]  # the first is the main one; whatever else evaluate() returns is shown too
 # What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
-SIMPLE = {"label_smoothing": 0.1, "logit_adjustment": True, "max_repeats": 8,
+SIMPLE = {"label_smoothing": 0.1, "logit_adjustment": True, "max_repeats": 2,
           "muon": False, "mirror": False, "final_rate": 0.0}  # fmt: skip
 ADDED = {**SIMPLE, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}  # of the run: then too coarse
 PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False, "max_repeats": 0}  # all of them need the classes' counts

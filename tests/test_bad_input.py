@@ -327,6 +327,9 @@ DEMO = {
     "--rounds 0": "--rounds must be at least 1, got 0",
     "--rounds nan": "argument --rounds: invalid int value: 'nan'",
     "--alpha 0.1": "unrecognized arguments: --alpha 0.1",
+    "-- --mode async --run-dir x": "--run-dir behind the -- would reach the server alone; give it before the --",
+    "-- --clients=5": "--clients behind the -- would reach the server alone; give it before the --",
+    "-- --address :80": "--address behind the -- would reach the server alone; start server.py and client.py yourself",
 }
 
 
