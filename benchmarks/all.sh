@@ -25,6 +25,7 @@ run secure masking large secagg programs --images "$images" --seeds 0
 run engines --images "$images" --repeat 1
 run private --images "$images" --seeds 0 --repeat 1 --cases 0
 run accuracy --images "$images" --seeds 0 --repeat 1 --cases 2
+run repeats --images "$images" --seeds 0 --most 0 2
 run wire --images "$images" --seeds 0
 run async --images "$images" --seeds 0 --cases "equal speeds"
 run examples --seeds 3

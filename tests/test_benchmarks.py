@@ -7,7 +7,8 @@ import pytest
 from helpers.processes import CLEAN, ROOT, quick_python
 
 FLAGS = {
-    name: "--images FOLDER" for name in ("accuracy", "async", "engines", "overhead", "private", "steps", "wire")
+    name: "--images FOLDER"
+    for name in ("accuracy", "async", "engines", "overhead", "private", "repeats", "steps", "wire")
 } | {
     "scale": "--clients",
     "churn": "--dying",

@@ -67,7 +67,7 @@ def test_without_a_word_it_is_the_first_network_with_its_own_defaults_and_each_n
     cnn, lenet = recipe(), recipe(model="lenet")
     assert (cnn.model, cnn.batch_size, cnn.learning_rate) == ("cnn", 128, 0.15)
     assert (lenet.batch_size, lenet.learning_rate) == (32, 0.02)
-    added = {"label_smoothing": 0.1, "logit_adjustment": True, "max_repeats": 8}
+    added = {"label_smoothing": 0.1, "logit_adjustment": True, "max_repeats": 2}
     assert cnn.own == {**added, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}
     assert lenet.own == {**added, "muon": False, "mirror": False, "final_rate": 0.0}
 

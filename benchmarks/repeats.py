@@ -1,0 +1,105 @@
+"""What it brings and costs that images of rare classes come repeatedly in an epoch (max_repeats).
+
+Accuracy on training images held out, and how well members of rare classes are told from strangers by their loss.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from federation.attacks.membership import members_found
+from federation.config import Recipe
+from federation.task.task import open_task
+
+import numpy as np
+import torch
+from common import InMemory, add_images, federate, machine, save
+from torch.nn import functional as F
+
+import model
+
+HELD_OUT, MOST, ROUNDS = 5_000, [0, 2, 3, 8], 3
+SPLITS = {"dirichlet 0.1": {"partitioner": "dirichlet", "alpha": 0.1}}
+FREQUENT, RARE, STRANGERS = (
+    3_000,
+    47,
+    400,
+)  # images of each of five classes that a client has; of others of the rare ones
+
+
+class HeldOut(InMemory):
+    """The training images alone, some of which are the test images."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        order = np.random.default_rng(7).permutation(len(self._labels["train"]))
+        rows = {"test": np.sort(order[:HELD_OUT]), "train": np.sort(order[HELD_OUT:])}
+        self._images = {split: self._images["train"][chosen] for split, chosen in rows.items()}
+        self._labels = {split: self._labels["train"][chosen] for split, chosen in rows.items()}
+
+
+def members(dataset: InMemory, recipe: Recipe) -> list[float]:
+    """The mean over the rare classes of members_found after each epoch of a client that trains alone."""
+    task, rng, labels = open_task(), np.random.default_rng(recipe.seed), dataset.labels("train", 0)
+    recipe = task.complete(recipe)
+    order, (frequent, rare) = rng.permutation(len(labels)), rng.permutation(len(dataset.classes)).reshape(2, -1)
+    of_class = {int(c): order[labels[order] == c] for c in (*frequent, *rare)}
+    rows = np.concatenate([of_class[c][:FREQUENT] for c in frequent] + [of_class[c][:RARE] for c in rare])
+    network = task.build({"classes": dataset.classes, "input_shape": [3, 32, 32]}, recipe)
+
+    def read(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(dataset.images("train", rows, 0)), torch.from_numpy(labels[rows]).long()
+
+    @torch.inference_mode()
+    def losses(rows: np.ndarray) -> torch.Tensor:
+        images, truth = read(rows)
+        network.eval()
+        logits = model.logits_of(network, model.to_input(images, torch.device("cpu")))
+        return F.cross_entropy(logits, truth, reduction="none")
+
+    found = []
+    for server_round in range(1, recipe.rounds + 1):
+        task.train_round(network, read(rows), recipe, recipe.part(0, server_round))
+        pairs = [(of_class[c][:RARE], of_class[c][FREQUENT : FREQUENT + STRANGERS]) for c in rare]
+        found.append(statistics.mean(members_found(losses(one), losses(other)) for one, other in pairs))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_images(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the recipe (0 1 2)")
+    parser.add_argument(
+        "--most", type=int, nargs="+", default=MOST, metavar="N", help=f"values of max_repeats ({MOST})"
+    )
+    args = parser.parse_args()
+    results: dict = {"machine": machine(), "seeds": args.seeds, "members": {}, "accuracy": {}}
+    dataset = HeldOut(args.images)
+    print("members of rare classes told from strangers (AUC) after each epoch, means over the seeds")
+    for network in ("cnn", "lenet"):
+        for most in args.most:
+            own = {"max_repeats": most}
+            by_seed = [
+                members(dataset, Recipe(model=network, rounds=ROUNDS, seed=seed, own=own)) for seed in args.seeds
+            ]
+            results["members"][f"{network} {most}"] = by_seed
+            mean = [statistics.mean(column) for column in zip(*by_seed, strict=True)]
+            print(f"{network:<6} {most}  " + "  ".join(f"{value:.3f}" for value in mean), flush=True)
+    print(f"\naccuracy on {HELD_OUT:,} held-out images after each round, means over the seeds")
+    for split, changes in SPLITS.items():
+        for most in args.most:
+            recipes = [
+                Recipe(model="cnn", rounds=ROUNDS, seed=s, own={"max_repeats": most}, **changes) for s in args.seeds
+            ]
+            by_seed = [[step.accuracy for step in federate(dataset, recipe)] for recipe in recipes]
+            results["accuracy"][f"{split} {most}"] = by_seed
+            mean = [statistics.mean(column) for column in zip(*by_seed, strict=True)]
+            print(f"{split} {most}  " + "  ".join(f"{value:.4f}" for value in mean), flush=True)
+    save("repeats", results)
+
+
+if __name__ == "__main__":
+    main()
