@@ -26,12 +26,13 @@ MEAN = (125.3, 123.0, 113.9)  # of CIFAR-10's training pixels, per colour
 STD = (63.0, 62.1, 66.7)
 WARM_UP = 0.2  # of the whole run: the rate climbs from 0, then falls in a straight line
 FORGET = 0.2  # BatchNorm's momentum: a round is a few hundred steps, so forget quickly
+REPEATS = 2  # at most, of an image of a rare class in an epoch; no server can raise it, as updates tell more of such
 NAME, METRICS = "cifar10", [ACCURACY]  # the first is the main one; whatever else evaluate() returns is shown too
 # What train_round adds to plain FedAvg; 0 and false switch it off: server.py --set label_smoothing=0
-SIMPLE = {"label_smoothing": 0.1, "logit_adjustment": True, "max_repeats": 2,
+SIMPLE = {"label_smoothing": 0.1, "logit_adjustment": True, "repeat_rare": True,
           "muon": False, "mirror": False, "final_rate": 0.0}  # fmt: skip
 ADDED = {**SIMPLE, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}  # of the run: then too coarse
-PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False, "max_repeats": 0}  # all of them need the classes' counts
+PLAIN = {"label_smoothing": 0.0, "logit_adjustment": False, "repeat_rare": False}  # as all need the class counts
 MODELS = {  # each network's own defaults; under "private" what is otherwise with --private-training
     "cnn": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
     "cnn-large": {"batch_size": 128, "learning_rate": 0.15, **ADDED},
@@ -126,7 +127,7 @@ def train_round(network: nn.Module, examples: Examples, recipe: Recipe, part: Pa
     device = parameters[0].device
     network.train()
     generator = torch.Generator().manual_seed(part.seed)
-    orders = [one_epoch(labels, recipe.own["max_repeats"], generator) for _ in range(recipe.local_epochs)]
+    orders = [one_epoch(labels, recipe.own["repeat_rare"] * REPEATS, generator) for _ in range(recipe.local_epochs)]
     batches = [batch for order in orders for batch in order.split(max(recipe.batch_size, 2))]
     if len(images) > 1:
         batches = [batch for batch in batches if len(batch) > 1]  # BatchNorm cannot learn from one example

@@ -1,4 +1,4 @@
-"""What it brings and costs that images of rare classes come repeatedly in an epoch (max_repeats).
+"""What it brings and costs that images of rare classes come repeatedly in an epoch (REPEATS of model.py).
 
 Accuracy on training images held out, and how well members of rare classes are told from strangers by their loss.
 """
@@ -72,28 +72,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_images(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the recipe (0 1 2)")
-    parser.add_argument(
-        "--most", type=int, nargs="+", default=MOST, metavar="N", help=f"values of max_repeats ({MOST})"
-    )
+    parser.add_argument("--most", type=int, nargs="+", default=MOST, metavar="N", help=f"values of REPEATS ({MOST})")
     args = parser.parse_args()
     results: dict = {"machine": machine(), "seeds": args.seeds, "members": {}, "accuracy": {}}
     dataset = HeldOut(args.images)
     print("members of rare classes told from strangers (AUC) after each epoch, means over the seeds")
     for network in ("cnn", "lenet"):
         for most in args.most:
-            own = {"max_repeats": most}
-            by_seed = [
-                members(dataset, Recipe(model=network, rounds=ROUNDS, seed=seed, own=own)) for seed in args.seeds
-            ]
+            model.REPEATS = most
+            by_seed = [members(dataset, Recipe(model=network, rounds=ROUNDS, seed=seed)) for seed in args.seeds]
             results["members"][f"{network} {most}"] = by_seed
             mean = [statistics.mean(column) for column in zip(*by_seed, strict=True)]
             print(f"{network:<6} {most}  " + "  ".join(f"{value:.3f}" for value in mean), flush=True)
     print(f"\naccuracy on {HELD_OUT:,} held-out images after each round, means over the seeds")
     for split, changes in SPLITS.items():
         for most in args.most:
-            recipes = [
-                Recipe(model="cnn", rounds=ROUNDS, seed=s, own={"max_repeats": most}, **changes) for s in args.seeds
-            ]
+            model.REPEATS = most
+            recipes = [Recipe(model="cnn", rounds=ROUNDS, seed=seed, **changes) for seed in args.seeds]
             by_seed = [[step.accuracy for step in federate(dataset, recipe)] for recipe in recipes]
             results["accuracy"][f"{split} {most}"] = by_seed
             mean = [statistics.mean(column) for column in zip(*by_seed, strict=True)]

@@ -77,7 +77,7 @@ def test_label_smoothing_and_logit_adjustment_by_hand():
     prior = [3.01 / 4.02, 1.01 / 4.02]
     entropy = -sum(p * math.log(p) for p in prior)
     adjusted = -(0.75 * math.log(prior[0]) + 0.25 * math.log(prior[1]))
-    labels, once = [0, 0, 0, 1], {"max_repeats": 0}
+    labels, once = [0, 0, 0, 1], {"repeat_rare": False}
     assert epoch(labels, label_smoothing=0, logit_adjustment=False, **once)[0] == pytest.approx(math.log(2))
     assert epoch(labels, label_smoothing=0, **once)[0] == pytest.approx(adjusted)
     assert epoch(labels, **once)[0] == pytest.approx(0.9 * adjusted + 0.1 * entropy)

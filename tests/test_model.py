@@ -67,7 +67,7 @@ def test_without_a_word_it_is_the_first_network_with_its_own_defaults_and_each_n
     cnn, lenet = recipe(), recipe(model="lenet")
     assert (cnn.model, cnn.batch_size, cnn.learning_rate) == ("cnn", 128, 0.15)
     assert (lenet.batch_size, lenet.learning_rate) == (32, 0.02)
-    added = {"label_smoothing": 0.1, "logit_adjustment": True, "max_repeats": 2}
+    added = {"label_smoothing": 0.1, "logit_adjustment": True, "repeat_rare": True}
     assert cnn.own == {**added, "muon": True, "mirror": True, "final_rate": 0.1, "bfloat16": 0.75}
     assert lenet.own == {**added, "muon": False, "mirror": False, "final_rate": 0.0}
 
@@ -238,7 +238,7 @@ def test_each_addition_to_plain_fedavg_can_be_switched_off():
         {"mirror": False},
         {"label_smoothing": 0},
         {"final_rate": 0.0},
-        {"max_repeats": 0},
+        {"repeat_rare": False},
     ):
         copied = copy.deepcopy(network)
         train(copied, 16, span=(0.8, 1.0), own=own)

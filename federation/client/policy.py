@@ -78,7 +78,9 @@ class Policy:
     max_rounds: int | None = rule(
         None, _number, "rounds of a run; also the most models of a run that it trains, and the most that it measures"
     )
-    max_local_epochs: int | None = rule(None, _number, "passes over its examples in a round")
+    max_local_epochs: int | None = rule(
+        None, _number, "passes over its examples in a round (model.py may take rare ones twice in each)"
+    )
     min_participants: int | None = rule(
         None, _number, "clients that a run has, and that train in a round, as the server says"
     )
