@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import weakref
 
 from federation import model_file
 from federation.compression import TooLarge
@@ -53,6 +54,27 @@ def test_a_round_selects_fits_validates_aggregates_evaluates_and_records(tmp_pat
     assert server.exit_code == 0
     untrained = ["evaluate", "save_checkpoint"]
     assert order == [*untrained, "select", "fit", "updates", "aggregate", "evaluate", "save_checkpoint"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_no_model_is_kept_once_the_next_one_counts(tmp_path, resume):
+    """A large one's server would otherwise need room for one more, to the end."""
+    if resume:
+        federation(tmp_path, [Learner()], rounds=1).federate()
+    server = federation(tmp_path, [Learner()], rounds=5, resume=resume)
+    kept, alive = [], []
+    real, set_weights = server.folder.save_checkpoint, server._set_global_weights
+    server._set_global_weights = lambda weights: (kept.append(weakref.ref(weights[0])), set_weights(weights))[1]
+
+    def save(checkpoint) -> None:
+        real(checkpoint)
+        kept.append(weakref.ref(checkpoint.weights[0]))
+        alive.append(len({id(ref()) for ref in kept if ref() is not None}))
+
+    server.folder.save_checkpoint = save
+    server.federate()
+    assert (server.exit_code, len(alive)) == (0, 4 if resume else 6)
+    assert alive == [1] * len(alive)
 
 
 def spy(server, order: list[str]) -> None:
