@@ -6,28 +6,25 @@ Accuracy on training images held out, and how well members of rare classes are t
 import argparse
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from federation.attacks.membership import members_found
+from federation.attacks.membership import losses, members_found
 from federation.config import Recipe
 from federation.task.task import open_task
 
 import numpy as np
 import torch
 from common import InMemory, add_images, federate, machine, save
-from torch.nn import functional as F
 
 import model
 
 HELD_OUT, MOST, ROUNDS = 5_000, [0, 2, 3, 8], 3
-SPLITS = {"dirichlet 0.1": {"partitioner": "dirichlet", "alpha": 0.1}}
-FREQUENT, RARE, STRANGERS = (
-    3_000,
-    47,
-    400,
-)  # images of each of five classes that a client has; of others of the rare ones
+DIRICHLET = {"partitioner": "dirichlet", "alpha": 0.1}
+FREQUENT, RARE = 3_000, 47  # images that a client has of each of five classes, and of the others
+STRANGERS = 400  # images of each rare class that it has not
 
 
 class HeldOut(InMemory):
@@ -53,18 +50,26 @@ def members(dataset: InMemory, recipe: Recipe) -> list[float]:
     def read(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(dataset.images("train", rows, 0)), torch.from_numpy(labels[rows]).long()
 
-    @torch.inference_mode()
-    def losses(rows: np.ndarray) -> torch.Tensor:
+    def losses_of(rows: np.ndarray) -> torch.Tensor:
         images, truth = read(rows)
-        network.eval()
-        logits = model.logits_of(network, model.to_input(images, torch.device("cpu")))
-        return F.cross_entropy(logits, truth, reduction="none")
+        return losses(network, (model.to_input(images, torch.device("cpu")), truth))
 
     found = []
     for server_round in range(1, recipe.rounds + 1):
         task.train_round(network, read(rows), recipe, recipe.part(0, server_round))
         pairs = [(of_class[c][:RARE], of_class[c][FREQUENT : FREQUENT + STRANGERS]) for c in rare]
-        found.append(statistics.mean(members_found(losses(one), losses(other)) for one, other in pairs))
+        found.append(statistics.mean(members_found(losses_of(one), losses_of(other)) for one, other in pairs))
+    return found
+
+
+def by_repeats(name: str, run: Callable[[int], list[float]], args: argparse.Namespace) -> dict[str, list[list[float]]]:
+    """What run(seed) finds after each round, for each number of repeats: by seed; their means are printed."""
+    found = {}
+    for most in args.most:
+        model.REPEATS = most
+        found[f"{name} {most}"] = by_seed = [run(seed) for seed in args.seeds]
+        means = [statistics.mean(column) for column in zip(*by_seed, strict=True)]
+        print(f"{name:<13} {most}  " + "  ".join(f"{value:.4f}" for value in means), flush=True)
     return found
 
 
@@ -74,25 +79,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the recipe (0 1 2)")
     parser.add_argument("--most", type=int, nargs="+", default=MOST, metavar="N", help=f"values of REPEATS ({MOST})")
     args = parser.parse_args()
-    results: dict = {"machine": machine(), "seeds": args.seeds, "members": {}, "accuracy": {}}
+    results: dict = {"machine": machine(), "seeds": args.seeds, "members": {}}
     dataset = HeldOut(args.images)
+
+    def found(network: str) -> Callable[[int], list[float]]:
+        return lambda seed: members(dataset, Recipe(model=network, rounds=ROUNDS, seed=seed))
+
+    def accuracies(seed: int) -> list[float]:
+        return [step.accuracy for step in federate(dataset, Recipe(model="cnn", rounds=ROUNDS, seed=seed, **DIRICHLET))]
+
     print("members of rare classes told from strangers (AUC) after each epoch, means over the seeds")
     for network in ("cnn", "lenet"):
-        for most in args.most:
-            model.REPEATS = most
-            by_seed = [members(dataset, Recipe(model=network, rounds=ROUNDS, seed=seed)) for seed in args.seeds]
-            results["members"][f"{network} {most}"] = by_seed
-            mean = [statistics.mean(column) for column in zip(*by_seed, strict=True)]
-            print(f"{network:<6} {most}  " + "  ".join(f"{value:.3f}" for value in mean), flush=True)
+        results["members"] |= by_repeats(network, found(network), args)
     print(f"\naccuracy on {HELD_OUT:,} held-out images after each round, means over the seeds")
-    for split, changes in SPLITS.items():
-        for most in args.most:
-            model.REPEATS = most
-            recipes = [Recipe(model="cnn", rounds=ROUNDS, seed=seed, **changes) for seed in args.seeds]
-            by_seed = [[step.accuracy for step in federate(dataset, recipe)] for recipe in recipes]
-            results["accuracy"][f"{split} {most}"] = by_seed
-            mean = [statistics.mean(column) for column in zip(*by_seed, strict=True)]
-            print(f"{split} {most}  " + "  ".join(f"{value:.4f}" for value in mean), flush=True)
+    results["accuracy"] = by_repeats("dirichlet 0.1", accuracies, args)
     save("repeats", results)
 
 
