@@ -144,9 +144,10 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--run-dir", metavar="DIR", help="where results go (default: runs/<date-time>)")
     own, server = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parser.parse_args(own)
-    for flag in (option.partition("=")[0] for option in server):
-        if flag in ELSEWHERE:
-            parser.error(f"{flag} behind the -- would reach the server alone; {ELSEWHERE[flag]}")
+    given = [option.partition("=")[0] for option in server]
+    for flag, remedy in ELSEWHERE.items():
+        if any(len(name) > len("--") and flag.startswith(name) for name in given):  # argparse takes --run for --run-dir
+            parser.error(f"{flag} behind the -- would reach the server alone; {remedy}")
     if len(args.dataset or []) > 1:
         if args.clients not in (None, len(args.dataset)):
             parser.error(f"--clients {args.clients} with {len(args.dataset)} data sets; leave it out, or give one set")

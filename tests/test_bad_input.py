@@ -328,6 +328,7 @@ DEMO = {
     "--rounds nan": "argument --rounds: invalid int value: 'nan'",
     "--alpha 0.1": "unrecognized arguments: --alpha 0.1",
     "-- --mode async --run-dir x": "--run-dir behind the -- would reach the server alone; give it before the --",
+    "-- --run x": "--run-dir behind the -- would reach the server alone; give it before the --",
     "-- --clients=5": "--clients behind the -- would reach the server alone; give it before the --",
     "-- --address :80": "--address behind the -- would reach the server alone; start server.py and client.py yourself",
 }
